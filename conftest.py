@@ -1,0 +1,3 @@
+"""Switches this folder on as a benchmark suite of pytest-llmbench."""
+
+pytest_plugins = ["pytest_llmbench.suite"]

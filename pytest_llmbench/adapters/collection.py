@@ -1,0 +1,84 @@
+"""Matrix to items: one parametrized item per cell, in the order that starts each server once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from pytest_llmbench.adapters.setup import Suite
+from pytest_llmbench.core.cell import Cell
+from pytest_llmbench.core.metrics import PROFILE_NAMES
+from pytest_llmbench.core.yaml_source import nearest
+
+MARKER = "llmbench"
+
+
+def register_markers(config: pytest.Config, profiles: Sequence[str]) -> None:
+    """Make the markers known, so that strict mode accepts them."""
+    config.addinivalue_line(
+        "markers", f"{MARKER}(profile): run this test once per cell of the matrix, as a use of this profile"
+    )
+    for name in dict.fromkeys([*PROFILE_NAMES, *profiles]):
+        config.addinivalue_line("markers", f"{name}: cells of the {name.replace('_', ' ')} profile")
+
+
+def generate(metafunc: pytest.Metafunc, suite: Suite) -> None:
+    """Parametrize a marked test with its profile's cells; none for a profile that is not enabled."""
+    marker = metafunc.definition.get_closest_marker(MARKER)
+    if marker is None or "cell" not in metafunc.fixturenames:
+        return
+    profile = _profile_of(marker)
+    known = {*suite.profiles, *PROFILE_NAMES}
+    if profile not in known:
+        pytest.fail(
+            f"@pytest.mark.{MARKER}(profile={profile!r}): no such profile{nearest(profile, known)}; "
+            f"allowed: {', '.join(sorted(known))}",
+            pytrace=False,
+        )
+    mark = getattr(pytest.mark, profile)
+    cells = suite.matrix.cells(profile) if profile in suite.enabled_profiles else []
+    metafunc.parametrize("cell", [pytest.param(cell, id=cell.id, marks=mark) for cell in cells])
+
+
+def arrange(items: list[pytest.Item], suite: Suite) -> None:
+    """Drop placeholders of profiles that are not enabled, then order cells among themselves; other tests keep their places.
+
+    The order is a stable sort: stress last, then the matrix's rank, so that all cells of a server follow each other.
+    """
+    items[:] = [item for item in items if not _is_placeholder(item)]
+    places = [index for index, item in enumerate(items) if cell_of(item) is not None]
+    ordered = sorted((items[index] for index in places), key=lambda item: _rank(item, suite))
+    for index, item in zip(places, ordered, strict=True):
+        items[index] = item
+
+
+def cell_of(item: pytest.Item | None) -> Cell | None:
+    """The cell an item measures, None for any other test."""
+    callspec = getattr(item, "callspec", None)
+    cell = callspec.params.get("cell") if callspec is not None else None
+    return cell if isinstance(cell, Cell) else None
+
+
+def _is_placeholder(item: pytest.Item) -> bool:
+    """Whether this is what pytest makes of a test parametrized with nothing, and would report as a skip."""
+    callspec = getattr(item, "callspec", None)
+    return (
+        callspec is not None
+        and "cell" in callspec.params
+        and cell_of(item) is None
+        and item.get_closest_marker(MARKER) is not None
+    )
+
+
+def _rank(item: pytest.Item, suite: Suite) -> tuple[bool, int]:
+    cell = cell_of(item)
+    assert cell is not None  # noqa: S101 -- only cells are sorted
+    return cell.profile == "stress", suite.matrix.of(cell).rank
+
+
+def _profile_of(marker: pytest.Mark) -> str:
+    profile = marker.kwargs.get("profile", marker.args[0] if marker.args else None)
+    if not isinstance(profile, str):
+        pytest.fail(f"@pytest.mark.{MARKER} needs a profile, for example profile='interactive'", pytrace=False)
+    return profile

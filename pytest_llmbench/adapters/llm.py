@@ -1,0 +1,175 @@
+"""What a test holds in its hand: ``llm``, its replies, and the measurement of its cell."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_llmbench.adapters.setup import Suite
+from pytest_llmbench.backends.base import RunningServer
+from pytest_llmbench.client.request import Generation, send
+from pytest_llmbench.core.cell import Cell
+from pytest_llmbench.core.ratings import interpret, rate
+from pytest_llmbench.core.records import ModelFile, Rating, Reason, RequestRecord
+from pytest_llmbench.core.thresholds import Limit, Verdict, judge
+from pytest_llmbench.core.yaml_source import nearest
+from pytest_llmbench.errors import LlmbenchError, RequestError
+from pytest_llmbench.profiles.base import Measurement, ProfileContext
+
+
+@dataclass
+class CellRun:
+    """What becomes known about one cell while its test runs; the record is made of it."""
+
+    cell: Cell
+    nodeid: str
+    started_at: str
+    started_monotonic: float
+    server: RunningServer | None = None
+    model_file: ModelFile | None = None
+    measuring: bool = False
+    measurement: Measurement | None = None
+    verdict: Verdict | None = None
+    rating: Rating | None = None
+    interpretation: str | None = None
+    skip_reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer, timed as every other request."""
+
+    record: RequestRecord = field(repr=False)
+
+    @property
+    def text(self) -> str:
+        """The answer, without reasoning."""
+        return self.record.output
+
+    @property
+    def reasoning(self) -> str:
+        """What the model thought aloud before it answered, often empty."""
+        return self.record.reasoning
+
+    @property
+    def ttft_seconds(self) -> float:
+        """Time to first token."""
+        return math.nan if self.record.ttft_seconds is None else self.record.ttft_seconds
+
+    @property
+    def decode_tokens_per_second(self) -> float | None:
+        """Decode rate; None where the server did not count its tokens or gave only one."""
+        return self.record.decode_tokens_per_second
+
+    def json(self) -> Any:
+        """The answer as JSON; a Markdown code fence around it is taken off.
+
+        Raises:
+            ValueError: it is not JSON; the message shows how it begins.
+        """
+        text = self.text.strip()
+        if text.startswith("```"):
+            text = text.partition("\n")[2].rpartition("```")[0]
+        try:
+            return json.loads(text)
+        except ValueError as exc:
+            raise ValueError(f"the answer is not JSON ({exc}); it begins {self.text[:80]!r}") from exc
+
+
+class LLM:
+    """A model on a running server, as one cell of the matrix."""
+
+    def __init__(self, suite: Suite, run: CellRun, server: RunningServer) -> None:
+        self.cell = run.cell
+        self._suite = suite
+        self._run = run
+        self._server = server
+        self._limits: tuple[Limit, ...] = suite.limits(run.cell)
+        self._asked = 0
+
+    def __repr__(self) -> str:
+        return f"LLM({self.cell.id})"
+
+    def chat(self, prompt: str | Sequence[dict[str, str]], *, max_tokens: int = 512, temperature: float = 0.0) -> Reply:
+        """Ask through the model's chat template.
+
+        Args:
+            prompt: a user message, or a list of ``{"role": …, "content": …}``.
+
+        Raises:
+            RequestError: no complete answer came.
+        """
+        messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
+        return self._ask(Generation(max_tokens=max_tokens, messages=messages, temperature=temperature))
+
+    def complete(self, prompt: str, *, max_tokens: int = 512, temperature: float = 0.0) -> Reply:
+        """Let the model continue a text, without a chat template where the server allows that.
+
+        Raises:
+            RequestError: no complete answer came.
+        """
+        return self._ask(Generation(max_tokens=max_tokens, prompt=prompt, temperature=temperature))
+
+    def threshold(self, key: str) -> float:
+        """The limit in force for this cell; one that is switched off is infinitely far away.
+
+        Raises:
+            KeyError: the profile has no such threshold.
+        """
+        from pytest_llmbench.core.thresholds import known_keys
+
+        for limit in self._limits:
+            if limit.key == key:
+                return limit.value
+        keys = known_keys(self.cell.profile, self._suite.profiles[self.cell.profile].emits)
+        if key not in keys:
+            raise KeyError(f"profile {self.cell.profile!r} has no threshold {key!r}{nearest(key, keys)}")
+        return math.inf if keys[key].side == "max" else -math.inf
+
+    def measure(self) -> Verdict:
+        """Run the cell's profile and judge what it measured.
+
+        Raises:
+            CellError: it could not be measured, or the measurement can not be trusted.
+        """
+        suite, run, profile = self._suite, self._run, self._suite.profiles[self.cell.profile]
+        run.measuring = True
+        measurement = profile.run(
+            ProfileContext(
+                endpoint=self._server.endpoint,
+                settings=suite.settings[profile.name],
+                rule=suite.stopping_rule(self._limits),
+                nodeid=run.nodeid,
+                data_dirs=suite.data_dirs,
+                sink=suite.folder.append_request,
+                on_failure=self._explain_failure,
+            )
+        )
+        measurement.notes.extend(self._server.notes)
+        results = tuple(judge(self._limits, measurement.metrics))
+        subject = f"{self.cell.id} {self.cell.profile}"
+        run.measurement = measurement
+        run.verdict = Verdict(subject, results, suite.config.measurement.inconclusive == "fail")
+        run.rating = rate(results)
+        run.interpretation = interpret(measurement.metrics)
+        run.measuring = False
+        return run.verdict
+
+    def _ask(self, generation: Generation) -> Reply:
+        record = send(self._server.endpoint, generation, cell=self._run.nodeid, index=self._asked)
+        self._asked += 1
+        self._suite.folder.append_request(record)
+        if not record.ok:
+            raise self._explain_failure(
+                RequestError(record.error or "failed", record.error_message or "request failed")
+            )
+        return Reply(record)
+
+    def _explain_failure(self, error: RequestError) -> LlmbenchError:
+        """A failed request, or the death of the server that explains it."""
+        if self._server.alive:
+            return error
+        return self._server.death()

@@ -1,0 +1,86 @@
+"""How far a download is, on the terminal and past pytest's capture."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmbench.runtime.models import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+logger = logging.getLogger(__name__)
+_SHOW_AFTER_SECONDS = 0.5
+
+
+class _Silent:
+    """On an xdist worker: there is no terminal."""
+
+    def step(self, what: str, done_bytes: int, total_bytes: int | None) -> None: ...
+
+
+class _Lines:
+    """Not a terminal: one line when something long begins."""
+
+    def __init__(self, reporter: pytest.TerminalReporter) -> None:
+        self._reporter = reporter
+        self._started: dict[str, float] = {}
+        self._said: set[str] = set()
+
+    def step(self, what: str, done_bytes: int, total_bytes: int | None) -> None:
+        started = self._started.setdefault(what, time.monotonic())
+        if what not in self._said and time.monotonic() - started > _SHOW_AFTER_SECONDS:
+            self._said.add(what)
+            self._reporter.write_line("")
+            self._reporter.write_line(f"llmbench: {what} …")
+
+
+class _Bars:
+    """A terminal: rich's progress bars, shown only once something takes long enough to wonder."""
+
+    def __init__(self) -> None:
+        self._bars: Bars | None = None
+        self._tasks: dict[str, Any] = {}
+        self._started: dict[str, float] = {}
+
+    def step(self, what: str, done_bytes: int, total_bytes: int | None) -> None:
+        started = self._started.setdefault(what, time.monotonic())
+        if time.monotonic() - started < _SHOW_AFTER_SECONDS:
+            return
+        if self._bars is None:
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+            self._bars = Progress(*columns, transient=True)
+            self._bars.start()
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total_bytes)
+        self._bars.update(self._tasks[what], completed=done_bytes, total=total_bytes)
+
+    def close(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+
+@contextmanager
+def shown_progress(config: pytest.Config) -> Iterator[Progress]:
+    """A progress display fitting where pytest runs: bars, lines, or nothing."""
+    reporter: pytest.TerminalReporter | None = config.pluginmanager.get_plugin("terminalreporter")
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    if reporter is None or hasattr(config, "workerinput"):
+        yield _Silent()
+    elif not reporter.isatty or capture is None:
+        yield _Lines(reporter)
+    else:
+        with capture.global_and_fixture_disabled():
+            bars = _Bars()
+            try:
+                yield bars
+            finally:
+                bars.close()

@@ -1,0 +1,139 @@
+"""The controller's side: every record as it arrives; at the end the reports, the table and the exit status."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from pytest_llmbench.adapters.results import RECORD_ATTRIBUTE, combination_of, crash_record, junit_properties
+from pytest_llmbench.adapters.setup import Suite
+from pytest_llmbench.core.records import CellRecord
+from pytest_llmbench.errors import RecordError
+from pytest_llmbench.runtime import host
+from pytest_llmbench.runtime.run_folder import utc_now
+
+NOTHING_MEASURED = "llmbench: cells were selected, but none was measured; the reasons stand above and in the records"
+
+
+class Recorder:
+    """A plugin of its own, because the hooks that see reports are not told which configuration they belong to."""
+
+    def __init__(self, config: pytest.Config, suite: Suite) -> None:
+        self._config = config
+        self._suite = suite
+        self._opened = False
+        self._records: list[CellRecord] = []
+        self._other_failures = 0
+
+    @property
+    def _nothing_measured(self) -> bool:
+        return bool(self._records) and not any(r.status in {"passed", "failed", "invalid"} for r in self._records)
+
+    def pytest_sessionstart(self) -> None:
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        for key in self._suite.announcements if reporter is not None else ():
+            reporter.write_line(f"llmbench: {key}: accepted, not used yet")
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Create the run's folder when the first cell starts, and not before."""
+        if self._opened or combination_of(self._suite, nodeid) is None:
+            return
+        self._opened, suite = True, self._suite
+        description = {
+            "command_line": ["pytest", *map(str, self._config.invocation_params.args)],
+            "started_at": utc_now(),
+            "mode": suite.mode,
+            "configuration": suite.config.model_dump(mode="json"),
+            "hardware": suite.hardware,
+            "host": suite.host,
+            "software": host.describe_software(),
+            "git_commit": host.git_commit(suite.rootdir),
+            "clock": host.describe_clock(),
+        }
+        try:
+            suite.folder.create(description)
+        except RecordError as exc:
+            self._give_up(exc)
+
+    @pytest.hookimpl(tryfirst=True)  # before JUnit reads the properties of a crash report
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write the record a report brings; make one for a cell whose worker crashed."""
+        record = self._record_of(report)
+        if record is None:
+            if report.failed and combination_of(self._suite, report.nodeid) is None:
+                self._other_failures += 1
+            return
+        self._records.append(record)
+        try:
+            self._suite.folder.append_cell(record)
+        except RecordError as exc:
+            self._give_up(exc)
+
+    def _record_of(self, report: pytest.TestReport) -> CellRecord | None:
+        data = getattr(report, RECORD_ATTRIBUTE, None)
+        if data is not None:
+            return CellRecord.model_validate(data)
+        if report.when != "???":  # what xdist writes when a worker died
+            return None
+        record = crash_record(self._suite, report)
+        if record is not None:
+            report.user_properties = junit_properties(record)
+        return record
+
+    def _give_up(self, exc: RecordError) -> None:
+        """Measuring on would only lose what is measured."""
+        pytest.exit(f"llmbench: {exc}", returncode=pytest.ExitCode.TESTS_FAILED)
+
+    @pytest.hookimpl(wrapper=True, trylast=True)  # inside the terminal's wrapper, after xdist has ended its workers
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
+        """Join what workers left, write the reports, settle the exit status."""
+        try:
+            return (yield)
+        finally:
+            if self._opened:
+                self._finish(session)
+
+    def _finish(self, session: pytest.Session) -> None:
+        suite = self._suite
+        try:
+            suite.folder.join_parts()
+            write_reports(suite.folder.path, self._records, suite.config.output.formats)
+        except OSError as exc:
+            reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+            if reporter is not None:
+                reporter.write_line(f"llmbench: reports can not be written: {exc.strerror}; the records are kept")
+        if not suite.config.output.include_logs:
+            shutil.rmtree(suite.folder.logs, ignore_errors=True)
+        ours_alone = session.exitstatus == pytest.ExitCode.OK or (
+            session.exitstatus == pytest.ExitCode.TESTS_FAILED and not self._other_failures
+        )
+        if self._nothing_measured and ours_alone:
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """The table: one row per cell, then where everything is."""
+        if not self._records:
+            return
+        from pytest_llmbench.reports.terminal import render
+
+        suite = self._suite
+        terminalreporter.section("llmbench", sep="=")
+        writer = terminalreporter._tw
+        for line in render(self._records, width=writer.fullwidth, colour=writer.hasmarkup):
+            terminalreporter.line(line)
+        path = suite.folder.path
+        shown = path.relative_to(suite.rootdir) if path.is_relative_to(suite.rootdir) else path
+        files = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        terminalreporter.line(f"results in {shown}: {', '.join(files)}")
+        if self._nothing_measured:
+            terminalreporter.line(NOTHING_MEASURED)
+
+
+def write_reports(folder: Path, records: list[CellRecord], formats: list[str]) -> list[Path]:
+    """Write the derived reports that exist; returns their paths."""
+    from pytest_llmbench.reports import WRITERS
+
+    return [WRITERS[name](folder, records) for name in formats if name in WRITERS]

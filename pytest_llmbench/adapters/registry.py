@@ -1,0 +1,65 @@
+"""Kinds of servers and profiles by name: ours, and those users register through hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pytest_llmbench.backends.base import Backend
+from pytest_llmbench.backends.embedded import EmbeddedBackend
+from pytest_llmbench.backends.openai import OpenAIBackend
+from pytest_llmbench.core.metrics import METRICS
+from pytest_llmbench.core.yaml_source import nearest
+from pytest_llmbench.errors import ConfigError
+from pytest_llmbench.profiles.base import Profile
+from pytest_llmbench.profiles.interactive import InteractiveProfile
+
+
+class BackendRegistry(Mapping[str, Backend]):
+    """Backends by kind."""
+
+    def __init__(self) -> None:
+        self._backends: dict[str, Backend] = {"embedded": EmbeddedBackend(), "openai": OpenAIBackend()}
+
+    def add(self, kind: str, backend: Backend) -> None:
+        """Register a kind of server. Raises ConfigError for a name that is taken."""
+        if kind in self._backends:
+            raise ConfigError(f"a backend named {kind!r} exists already; register yours under another name")
+        self._backends[kind] = backend
+
+    def __getitem__(self, kind: str) -> Backend:
+        return self._backends[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._backends)
+
+    def __len__(self) -> int:
+        return len(self._backends)
+
+
+class ProfileRegistry(Mapping[str, Profile]):
+    """Profiles by name."""
+
+    def __init__(self) -> None:
+        self._profiles: dict[str, Profile] = {}
+        self.add(InteractiveProfile())
+
+    def add(self, profile: Profile) -> None:
+        """Register a profile. Raises ConfigError for a taken name, or a metric that is not in the registry."""
+        if profile.name in self._profiles:
+            raise ConfigError(f"a profile named {profile.name!r} exists already; register yours under another name")
+        for metric in profile.emits:
+            if metric not in METRICS:
+                raise ConfigError(
+                    f"profile {profile.name!r} emits {metric!r}, which is no metric{nearest(metric, METRICS)}; "
+                    f"allowed: {', '.join(sorted(METRICS))}"
+                )
+        self._profiles[profile.name] = profile
+
+    def __getitem__(self, name: str) -> Profile:
+        return self._profiles[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._profiles)
+
+    def __len__(self) -> int:
+        return len(self._profiles)

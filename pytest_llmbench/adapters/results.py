@@ -1,0 +1,158 @@
+"""From a test's report to its cell's record; runs where the test runs, and sends the record along with the report."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pytest_llmbench.adapters.collection import cell_of
+from pytest_llmbench.adapters.fixtures import RUN_KEY
+from pytest_llmbench.adapters.llm import CellRun
+from pytest_llmbench.adapters.setup import Suite
+from pytest_llmbench.core.cell import Cell
+from pytest_llmbench.core.matrix import Combination
+from pytest_llmbench.core.records import CellRecord, Reason, ServerInfo, Status
+from pytest_llmbench.errors import CellError, LlmbenchError, ThresholdFailure
+from pytest_llmbench.runtime.run_folder import utc_now
+
+# Report attributes survive xdist's serialisation as long as they are primitives, and stay out of JUnit.
+RECORD_ATTRIBUTE = "llmbench_record"
+
+
+def begin(item: pytest.Item, suite: Suite) -> None:
+    """A cell's test begins: start its clock, and leave word of it in case this worker crashes."""
+    cell = cell_of(item)
+    if cell is None:
+        return
+    run = item.stash[RUN_KEY] = CellRun(cell, item.nodeid, utc_now(), time.monotonic())
+    if hasattr(item.config, "workerinput"):
+        suite.folder.note_running({"nodeid": run.nodeid, "profile": cell.profile, "started_at": run.started_at})
+
+
+def annotate(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, suite: Suite) -> None:
+    """Tell whose fault a failure is, and attach the cell's record to the report that ends it."""
+    run = item.stash.get(RUN_KEY, None)
+    if run is None or report.when == "teardown":
+        return
+    error = call.excinfo.value if call.excinfo is not None else None
+    if isinstance(error, LlmbenchError | ThresholdFailure):
+        # What happened is in the message; our own stack would only bury it.
+        report.longrepr = call.excinfo.getrepr(style="value") if call.excinfo is not None else None
+    could_not_measure = isinstance(error, LlmbenchError) or (run.measuring and report.failed)
+    if could_not_measure and report.when == "call":
+        report.when = "setup"  # JUnit: an error of the infrastructure, not a failure of the model
+    elif report.when == "setup" and report.passed:
+        return
+    record = _record(item, run, report, error, suite)
+    setattr(report, RECORD_ATTRIBUTE, record.model_dump(mode="json"))
+    item.user_properties.extend(junit_properties(record))
+    report.user_properties = list(item.user_properties)
+    if hasattr(item.config, "workerinput"):
+        suite.folder.note_running(None)
+
+
+def _record(
+    item: pytest.Item, run: CellRun, report: pytest.TestReport, error: BaseException | None, suite: Suite
+) -> CellRecord:
+    status, reason = _status(run, report, error)
+    measurement, verdict = run.measurement, run.verdict
+    record = blank_record(suite, run.cell, item.nodeid, status, reason)
+    return record.model_copy(
+        update={
+            "metrics": measurement.metrics if measurement else {},
+            "thresholds": list(verdict.results) if verdict else [],
+            "rating": run.rating,
+            "interpretation": run.interpretation,
+            "flags": measurement.flags if measurement else [error.code] if _is_invalid(error) else [],
+            "notes": measurement.notes if measurement else [],
+            "sampling": measurement.sampling if measurement else {},
+            "server": run.server.info if run.server else record.server,
+            "model_file": run.model_file,
+            "started_at": run.started_at,
+            "duration_seconds": time.monotonic() - run.started_monotonic,
+        }
+    )
+
+
+def _is_invalid(error: BaseException | None) -> bool:
+    return isinstance(error, CellError) and error.status == "invalid"
+
+
+def _status(run: CellRun, report: pytest.TestReport, error: BaseException | None) -> tuple[Status, Reason | None]:
+    if report.passed:
+        return "passed", None
+    if report.skipped:
+        message = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        return "skipped", run.skip_reason or Reason(code="test_skipped", message=message)
+    if isinstance(error, CellError):
+        status: Status = "invalid" if error.status == "invalid" else "error"
+        return status, Reason(code=error.code, message=error.message, evidence=error.evidence)
+    message = f"{type(error).__name__}: {error}" if error is not None else report.longreprtext
+    if isinstance(error, ThresholdFailure):
+        return "failed", Reason(code="below_threshold", message=str(error))
+    if report.when == "setup":
+        return "error", Reason(code="unexpected_error", message=message)
+    return "failed", Reason(code="test_failed", message=message)
+
+
+def blank_record(suite: Suite, cell: Cell, nodeid: str, status: Status, reason: Reason | None) -> CellRecord:
+    """What is known of a cell without having run it."""
+    spec = suite.spec(cell)
+    return CellRecord(
+        run_id=suite.folder.run_id,
+        nodeid=nodeid,
+        backend=spec.kind,
+        model=cell.model,
+        quantization=cell.quantization,
+        model_size=suite.matrix.of(cell).model.size,
+        profile=cell.profile,
+        variant=cell.variant,
+        status=status,
+        reason=reason,
+        server=ServerInfo(kind=spec.kind, args=spec.as_args()),
+        host=suite.host,
+        started_at=utc_now(),
+        duration_seconds=0.0,
+    )
+
+
+def junit_properties(record: CellRecord) -> list[tuple[str, object]]:
+    """A cell's properties for JUnit: primitives only, one per metric."""
+    properties: list[tuple[str, object]] = [
+        ("llmbench_status", record.status),
+        ("model", record.model),
+        ("quantization", record.quantization),
+        ("profile", record.profile),
+        ("backend", record.backend),
+        ("run_id", record.run_id),
+    ]
+    optional = {"variant": record.variant, "rating": record.rating, "reason": record.reason and record.reason.code}
+    properties += [(name, value) for name, value in optional.items() if value is not None]
+    if record.flags:
+        properties.append(("flags", ",".join(record.flags)))
+    for name, metric in record.metrics.items():
+        properties.append((name, metric.value))
+        if metric.ci_low is not None and metric.ci_high is not None:
+            properties += [(f"{name}_ci_low", metric.ci_low), (f"{name}_ci_high", metric.ci_high)]
+    return properties
+
+
+def combination_of(suite: Suite, nodeid: str) -> Combination | None:
+    """The combination a node id names between its brackets, None for other tests."""
+    if not nodeid.endswith("]") or "[" not in nodeid:
+        return None
+    return suite.matrix.by_id(nodeid[nodeid.index("[") + 1 : -1])
+
+
+def crash_record(suite: Suite, report: pytest.TestReport) -> CellRecord | None:
+    """The record of a cell whose worker died with it, rebuilt from its node id; None for other tests."""
+    combination = combination_of(suite, report.nodeid)
+    if combination is None:
+        return None
+    noted = suite.folder.was_running(report.nodeid)
+    variant = combination.variant.id if combination.variant else None
+    cell = Cell(combination.model.name, combination.quantization, str(noted.get("profile", "unknown")), variant)
+    reason = Reason(code="worker_crashed", message=f"{report.longrepr}; the cell was not measured, run it again (--lf)")
+    record = blank_record(suite, cell, report.nodeid, "error", reason)
+    return record.model_copy(update={"started_at": noted.get("started_at", record.started_at)})

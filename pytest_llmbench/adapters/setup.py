@@ -1,0 +1,296 @@
+"""From pytest's configuration and two YAML files to a ``Suite``: everything that is checked before anything runs."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llmbench.adapters.registry import BackendRegistry, ProfileRegistry
+from pytest_llmbench.backends.base import PLANNED_BACKENDS, RunningServer
+from pytest_llmbench.core.cell import Cell, ServerSpec
+from pytest_llmbench.core.config import (
+    FOUNDING_SETTINGS,
+    Config,
+    Loaded,
+    Models,
+    Section,
+    keys_not_used_yet,
+    resolve_path,
+    split_settings,
+    validate,
+)
+from pytest_llmbench.core.matrix import Matrix, build_matrix, check_backends, require_base_urls, server_spec
+from pytest_llmbench.core.metrics import PROFILE_NAMES, SETTINGS_AMONG_THRESHOLDS
+from pytest_llmbench.core.statistics import StoppingRule
+from pytest_llmbench.core.thresholds import Limit, UnusableThreshold, check_limit, known_keys, limits_in_force
+from pytest_llmbench.core.yaml_source import YamlDocument, load_yaml, nearest
+from pytest_llmbench.errors import ConfigError
+from pytest_llmbench.runtime import host
+from pytest_llmbench.runtime.models import ModelStore
+from pytest_llmbench.runtime.pool import ServerPool
+from pytest_llmbench.runtime.run_folder import RunFolder, new_run_id
+from pytest_llmbench.runtime.share import share_dir
+
+REPORT_FORMATS = ("csv", "markdown")  # those that exist; the others are accepted and announced
+
+
+@dataclass
+class Suite:
+    """Everything a run knows, built once per process and kept in pytest's stash."""
+
+    config: Config
+    matrix: Matrix
+    backends: BackendRegistry
+    profiles: ProfileRegistry
+    settings: dict[str, Any]
+    mode: str
+    rootdir: Path
+    store: ModelStore
+    folder: RunFolder
+    pool: ServerPool[RunningServer]
+    log_file: Path | None
+    announcements: list[str]
+
+    @functools.cached_property
+    def hardware(self) -> dict[str, Any]:
+        """This machine, see :func:`host.describe_hardware`."""
+        return host.describe_hardware()
+
+    @functools.cached_property
+    def host(self) -> str:
+        """This machine's fingerprint."""
+        return host.fingerprint(self.hardware)
+
+    def spec(self, cell: Cell) -> ServerSpec:
+        """The server a cell needs."""
+        return server_spec(self.config, self.matrix.of(cell))
+
+    def limits(self, cell: Cell) -> tuple[Limit, ...]:
+        """The thresholds in force for a cell."""
+        combination = self.matrix.of(cell)
+        tables = [self.config.thresholds, combination.model.thresholds]
+        if combination.variant is not None:
+            tables.append(combination.variant.thresholds)
+        return limits_in_force(cell.profile, self.profiles[cell.profile].emits, tables)
+
+    def stopping_rule(self, limits: tuple[Limit, ...]) -> StoppingRule:
+        """When a cell has been sampled enough; quick mode never goes beyond ``min_samples``."""
+        rule = self.config.measurement
+        by_metric: dict[str, tuple[float, ...]] = {}
+        for limit in limits:
+            by_metric[limit.metric] = (*by_metric.get(limit.metric, ()), limit.value)
+        return StoppingRule(
+            min_samples=rule.min_samples,
+            max_samples=rule.min_samples if self.mode == "quick" else rule.max_samples,
+            target_half_width_percent=rule.target_half_width_percent,
+            max_seconds=rule.max_seconds,
+            limits=by_metric,
+        )
+
+    @property
+    def data_dirs(self) -> tuple[Path, ...]:
+        """The user's own data first, then what is shipped."""
+        return (self.rootdir / "data", share_dir("data"))
+
+    @property
+    def enabled_profiles(self) -> set[str]:
+        """Profiles that are both configured and known."""
+        return set(self.config.profiles) & set(self.profiles)
+
+
+SUITE_KEY = pytest.StashKey[Suite]()
+
+
+def build_suite(pytest_config: pytest.Config) -> Suite:
+    """Read and check everything.
+
+    Raises:
+        ConfigError: anything the user wrote that can not be used; one line per problem.
+    """
+    rootdir = pytest_config.rootpath
+    backends, profiles = BackendRegistry(), ProfileRegistry()
+    pytest_config.hook.pytest_llmbench_register_backends(registry=backends)
+    pytest_config.hook.pytest_llmbench_register_profiles(registry=profiles)
+
+    config = _load(Config, _file(pytest_config, "config"), rootdir)
+    models = _load(Models, _file(pytest_config, "models") or share_dir("configs") / "models.yaml", rootdir)
+    mode = _mode(pytest_config) or config.value.test_mode
+    check_backends(config, list(backends), PLANNED_BACKENDS)
+    _check_profiles(config, profiles)
+    _check_thresholds(config, models, profiles)
+    settings = _settings(config, profiles)
+    matrix = build_matrix(config, models, mode)
+    require_base_urls(config, matrix)
+    for index, model in enumerate(models.value.models):
+        for quantization, source in model.source.items():
+            if source.path is not None:
+                resolve_path(source.path, rootdir, models.document, ("models", index, "source", quantization, "path"))
+
+    worker = getattr(pytest_config, "workerinput", None)
+    run_id = worker["llmbench_run_id"] if worker else new_run_id()
+    output = _output_dir(pytest_config, config, rootdir)
+    return Suite(
+        config=config.value,
+        matrix=matrix,
+        backends=backends,
+        profiles=profiles,
+        settings=settings,
+        mode=mode,
+        rootdir=rootdir,
+        store=ModelStore(
+            resolve_path(config.value.model_dir, rootdir, config.document, ("model_dir",)),
+            rootdir,
+            may_download=not (
+                pytest_config.option.llmbench_no_download or pytest_config.getini("llmbench_no_download")
+            ),
+        ),
+        folder=RunFolder(output, run_id, worker["workerid"] if worker else None),
+        pool=ServerPool(),
+        log_file=(
+            resolve_path(config.value.logging.file, rootdir, config.document, ("logging", "file"))
+            if config.value.logging.file is not None
+            else None
+        ),
+        announcements=_announcements(config, models, profiles),
+    )
+
+
+def _file(pytest_config: pytest.Config, name: str) -> Path | None:
+    """The file of an option: from the command line (relative to where one stands), the ini file, or the default place."""
+    given = pytest_config.getoption(f"llmbench_{name}")
+    if given is not None:
+        return Path(pytest_config.invocation_params.dir, given)
+    configured = pytest_config.getini(f"llmbench_{name}")
+    if configured:
+        return Path(pytest_config.rootpath, str(configured))
+    default = pytest_config.rootpath / "configs" / f"{name}.yaml"
+    return default if default.is_file() else None
+
+
+def _load(model: type[Any], path: Path | None, rootdir: Path) -> Loaded[Any]:
+    if path is None:
+        document = YamlDocument("(built-in defaults)", None)
+        return Loaded(model(), document)
+    name = os.path.relpath(path, rootdir) if path.is_relative_to(rootdir) else str(path)
+    document = load_yaml(path, name)
+    return Loaded(validate(model, document), document)
+
+
+def _mode(pytest_config: pytest.Config) -> str | None:
+    mode: str | None = pytest_config.getoption("llmbench_mode")
+    if mode is None and (configured := pytest_config.getini("llmbench_mode")):
+        if configured not in {"quick", "full"}:
+            raise ConfigError(f"llmbench_mode: {configured!r} is not allowed; allowed: quick, full")
+        mode = str(configured)
+    return mode
+
+
+def _output_dir(pytest_config: pytest.Config, config: Loaded[Config], rootdir: Path) -> Path:
+    given = pytest_config.getoption("llmbench_output")
+    if given is not None:
+        path = Path(pytest_config.invocation_params.dir, given)
+    elif configured := pytest_config.getini("llmbench_output"):
+        path = Path(rootdir, str(configured))
+    else:
+        path = resolve_path(config.value.output.dir, rootdir, config.document, ("output", "dir"))
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise config.document.error(
+            ("output", "dir"), f"{path} can not be written; choose another or --llmbench-output"
+        )
+    return path
+
+
+def _check_profiles(config: Loaded[Config], profiles: ProfileRegistry) -> None:
+    allowed = sorted({*PROFILE_NAMES, *profiles})
+    named = [(("profiles", index), name) for index, name in enumerate(config.value.profiles)]
+    named += [((part, name), name) for part in ("thresholds", "settings") for name in getattr(config.value, part)]
+    for location, name in named:
+        if name not in allowed:
+            raise config.document.error(
+                location, f"{name!r} is no profile{nearest(name, allowed)}; allowed: {', '.join(allowed)}"
+            )
+
+
+def _check_thresholds(config: Loaded[Config], models: Loaded[Models], profiles: ProfileRegistry) -> None:
+    tables: list[tuple[YamlDocument, tuple[str | int, ...], Mapping[str, Mapping[str, Any]]]] = [
+        (config.document, (), config.value.thresholds)
+    ]
+    tables += [(config.document, ("variants", i), v.thresholds) for i, v in enumerate(config.value.variants)]
+    tables += [(models.document, ("models", i), m.thresholds) for i, m in enumerate(models.value.models)]
+    names = sorted({*PROFILE_NAMES, *profiles})
+    for document, where, table in tables:
+        for profile, limits in table.items():
+            if profile not in names:
+                location = (*where, "thresholds", profile)
+                raise document.error(location, f"{profile!r} is no profile{nearest(profile, names)}")
+            keys = known_keys(profile, profiles[profile].emits if profile in profiles else ())
+            for key, value in limits.items():
+                if key in SETTINGS_AMONG_THRESHOLDS.get(profile, ()):
+                    continue
+                try:
+                    check_limit(profile, key, value, keys)
+                except UnusableThreshold as exc:
+                    raise document.error((*where, "thresholds", profile, key), str(exc)) from exc
+
+
+def _settings(config: Loaded[Config], profiles: ProfileRegistry) -> dict[str, Any]:
+    """Each profile's settings, validated by the profile's own model (or the founding one where it does not exist yet)."""
+    written = split_settings(config)
+    shapes: dict[str, type[Any]] = {**FOUNDING_SETTINGS, **{name: p.settings_model for name, p in profiles.items()}}
+    for name, table in written.items():
+        if name in shapes and issubclass(shapes[name], Section):
+            validate(shapes[name], config.document, ("settings", name), table)
+    result = {}
+    for name, profile in profiles.items():
+        try:
+            result[name] = profile.settings_model(**written.get(name, {}))
+        except ValueError as exc:  # a user's model; ours was checked above
+            raise config.document.error(("settings", name), str(exc).replace("\n", "; ")) from exc
+    return result
+
+
+def _announcements(config: Loaded[Config], models: Loaded[Models], profiles: ProfileRegistry) -> list[str]:
+    """What the user wrote that has no effect yet."""
+    keys = [*keys_not_used_yet(config.value), *keys_not_used_yet(models.value)]
+    written = config.value.model_fields_set
+    if "profiles" in written:
+        keys += [f"profiles: {name}" for name in config.value.profiles if name not in profiles]
+    for part in ("thresholds", "settings"):
+        keys += [f"{part}.{name}" for name in getattr(config.value, part) if name not in profiles]
+    if "formats" in config.value.output.model_fields_set:
+        keys += [f"output.formats: {name}" for name in config.value.output.formats if name not in REPORT_FORMATS]
+    return list(dict.fromkeys(_without_indices(key) for key in keys))
+
+
+def _without_indices(key: str) -> str:
+    """``models[7].repo`` → ``models[].repo``: a hundred models make one announcement."""
+    import re
+
+    return re.sub(r"\[\d+\]", "[]", key)
+
+
+def configure_logging(suite: Suite) -> Callable[[], None]:
+    """Send this package's log to ``logging.file`` at ``logging.level``; returns how to undo it."""
+    logger = logging.getLogger("pytest_llmbench")
+    previous, handler = logger.level, None
+    logger.setLevel(suite.config.logging.level)
+    if suite.log_file is not None:
+        handler = logging.FileHandler(suite.log_file, delay=True, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)
+
+    def undo() -> None:
+        logger.setLevel(previous)
+        if handler is not None:
+            logger.removeHandler(handler)
+            handler.close()
+
+    return undo

@@ -1,0 +1,1 @@
+"""The streaming client that timestamps tokens where their bytes arrive."""

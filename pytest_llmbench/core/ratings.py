@@ -1,0 +1,62 @@
+"""One table that turns numbers into a rating and into plain words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pytest_llmbench.core.records import MetricValue, Rating, ThresholdResult
+
+# Upper bound of each band (exclusive) and what a value in it feels like. Bands follow the founding design's
+# translation table; the two ranges it leaves open (below 2, 30 to 40 tokens/s) are filled.
+INTERPRETATIONS: dict[str, tuple[tuple[float, str], ...]] = {
+    "decode_tokens_per_second": (
+        (2, "too slow to follow as it appears"),
+        (5, "slow but readable, at dictation pace"),
+        (10, "unhurried, fine for a patient reader"),
+        (15, "about as fast as people read"),
+        (20, "faster than people read"),
+        (30, "very fast"),
+        (40, "faster than anyone can follow"),
+        (math.inf, "most answers appear almost at once"),
+    ),
+    "ttft_seconds": (
+        (2, "starts answering at once"),
+        (5, "starts after a short pause"),
+        (10, "starts after a pause one notices"),
+        (30, "starts after a wait that breaks the flow"),
+        (math.inf, "takes too long to start for interactive use"),
+    ),
+}
+
+
+def interpret(metrics: Mapping[str, MetricValue]) -> str | None:
+    """Plain words for the metrics that have a table, joined; None when there are none."""
+    phrases = []
+    for name, bands in INTERPRETATIONS.items():
+        if name in metrics:
+            phrases.append(next(words for bound, words in bands if metrics[name].value < bound))
+    text = "; ".join(phrases)
+    return text[:1].upper() + text[1:] if text else None
+
+
+def rate(results: Sequence[ThresholdResult]) -> Rating | None:
+    """Usability from the margins: all +50 % excellent, all +20 % good, all met acceptable, else poor or failed.
+
+    A limit missed that the profile calls critical means *failed*, any other *poor*. A limit of 0 has no relative
+    margin: met, it counts as met with ease. None when a limit could not be compared at all.
+    """
+    if not results or any(result.observed is None for result in results):
+        return None
+    missed = [result for result in results if not _met(result)]
+    if missed:
+        return "failed" if any(result.critical for result in missed) else "poor"
+    margin = min(result.margin_percent if result.margin_percent is not None else math.inf for result in results)
+    if margin >= 50:
+        return "excellent"
+    return "good" if margin >= 20 else "acceptable"
+
+
+def _met(result: ThresholdResult) -> bool:
+    assert result.observed is not None  # noqa: S101 -- the only caller has checked
+    return result.observed >= result.limit if result.side == "min" else result.observed <= result.limit

@@ -1,0 +1,174 @@
+"""What crosses processes and runs: one object per cell and one per request. Primitives only, versioned."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pytest_llmbench.errors import Primitive, RecordError
+
+SCHEMA_VERSION = 1
+
+Status = Literal["passed", "failed", "error", "skipped", "blocked", "invalid"]
+Rating = Literal["excellent", "good", "acceptable", "poor", "failed"]
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+# Doubts about a measurement. A clean one has none; what needs no doubt goes into notes.
+FLAGS: dict[str, str] = {
+    "prompt_cache_hit": "the server answered part of a prompt from its cache; those requests are not samples",
+    "short_answer": "answers ended before the requested length; those requests are not samples",
+    "failed_requests": "some requests failed; the rest were measured",
+    "server_timing_mismatch": "the server's own decode rate differs by more than 5 % from what arrived here",
+    "tokens_not_counted": "the server did not say how many tokens it produced; rates are absent",
+}
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Record(BaseModel):
+    """Base of everything that is written and read back."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="strings")
+
+
+class MetricValue(Record):
+    """A metric of one cell: the headline value and its 95 % interval (None where n does not allow one)."""
+
+    value: Finite
+    unit: str
+    n: int
+    ci_low: Finite | None = None
+    ci_high: Finite | None = None
+
+
+class ThresholdResult(Record):
+    key: str
+    metric: str
+    side: Literal["min", "max"]
+    limit: Finite
+    critical: bool
+    observed: Finite | None
+    ci_low: Finite | None
+    ci_high: Finite | None
+    n: int
+    verdict: Verdict
+    margin_percent: Finite | None
+
+
+class Reason(Record):
+    """Why a cell is not simply passed."""
+
+    code: str
+    message: str
+    evidence: dict[str, Primitive] = {}
+
+
+class ServerInfo(Record):
+    """The server as it ran: what was asked for in ``args``, what it reported beside it."""
+
+    kind: str
+    version: str | None = None
+    args: dict[str, Primitive] = {}
+    context_size: int | None = None
+    pid: int | None = None
+    load_seconds: Finite | None = None
+    page_cache_percent: Finite | None = None
+
+
+class ModelFile(Record):
+    path: str
+    size_bytes: int
+    sha256: str | None
+
+
+class CellRecord(Record):
+    """One line of ``cells.jsonl``."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    nodeid: str
+    backend: str
+    model: str
+    quantization: str
+    model_size: str
+    profile: str
+    variant: str | None
+    status: Status
+    reason: Reason | None = None
+    metrics: dict[str, MetricValue] = {}
+    thresholds: list[ThresholdResult] = []
+    rating: Rating | None = None
+    interpretation: str | None = None
+    flags: list[str] = []
+    notes: list[str] = []
+    sampling: dict[str, Primitive] = {}
+    server: ServerInfo
+    model_file: ModelFile | None = None
+    host: str
+    started_at: str
+    duration_seconds: Finite
+
+
+class RequestRecord(Record):
+    """One line of ``requests.jsonl``. Times ending in ``_ns`` are readings of the monotonic clock of one process."""
+
+    schema_version: int = SCHEMA_VERSION
+    cell: str | None
+    index: int
+    phase: Literal["warmup", "sample"]
+    ok: bool
+    error: str | None = None
+    error_message: str | None = None
+    usable: bool = True
+    protocol: str
+    t_send_ns: int
+    t_first_byte_ns: int | None = None
+    t_first_event_ns: int | None = None
+    t_first_reasoning_ns: int | None = None
+    t_first_token_ns: int | None = None
+    t_last_token_ns: int | None = None
+    t_end_ns: int
+    connect_seconds: Finite | None = None
+    ttft_seconds: Finite | None = None
+    decode_tokens_per_second: Finite | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    output_tokens_source: str | None = None
+    chunks: int = 0
+    token_offsets_us: list[int] = []
+    finish_reason: str | None = None
+    server_timings: dict[str, Any] | None = None
+    params: dict[str, Any] = {}
+    output: str = ""
+    reasoning: str = ""
+
+
+def to_line(record: Record) -> str:
+    """One JSON object on one line, ASCII only: model output may hold what UTF-8 can not (lone surrogates)."""
+    return json.dumps(record.model_dump(mode="python"), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def cell_from(data: Any, where: str) -> CellRecord:
+    """Check and read back a cell record.
+
+    Raises:
+        RecordError: not such a record, or written by a later version of this package.
+    """
+    if (
+        isinstance(data, dict)
+        and isinstance(data.get("schema_version"), int)
+        and data["schema_version"] > SCHEMA_VERSION
+    ):
+        msg = (
+            f"{where}: written with schema {data['schema_version']}, this version reads up to {SCHEMA_VERSION}; upgrade"
+        )
+        raise RecordError(msg)
+    try:
+        return CellRecord.model_validate(data)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        msg = f"{where}: not a cell record: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise RecordError(msg) from exc

@@ -1,0 +1,192 @@
+"""Thresholds: which keys a profile knows, whether a written limit makes sense, and the three-valued verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pytest_llmbench.core.metrics import (
+    FOUNDING_THRESHOLDS,
+    METRICS,
+    SETTINGS_AMONG_THRESHOLDS,
+    ThresholdKey,
+    format_quantity,
+)
+from pytest_llmbench.core.records import MetricValue, ThresholdResult
+from pytest_llmbench.core.yaml_source import nearest
+from pytest_llmbench.errors import ThresholdFailure
+
+
+class UnusableThreshold(ValueError):
+    """A threshold key or limit that can not be used; the caller adds file and line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One limit in force."""
+
+    key: str
+    metric: str
+    side: Literal["min", "max"]
+    value: float
+    critical: bool
+
+
+def known_keys(profile: str, emitted: Iterable[str]) -> dict[str, ThresholdKey]:
+    """Every threshold key a profile understands: its founding keys, and ``min_``/``max_`` of each metric it emits."""
+    keys = {key.key: key for key in FOUNDING_THRESHOLDS.get(profile, ())}
+    for name in emitted:
+        for side in ("min", "max"):
+            keys.setdefault(
+                f"{side}_{name}", ThresholdKey(f"{side}_{name}", name, side, math.nan, maximum=METRICS[name].maximum)
+            )
+    return keys
+
+
+def check_limit(profile: str, key: str, value: Any, keys: Mapping[str, ThresholdKey]) -> Limit | None:
+    """Turn a written limit into a Limit; None when ``null`` switches it off.
+
+    Raises:
+        UnusableThreshold: the key judges no metric of this profile, or the value is not a possible limit.
+    """
+    if key not in keys:
+        allowed = sorted(keys)
+        msg = f"no metric of profile {profile!r} is judged by this key{nearest(key, allowed)}; allowed: {', '.join(allowed)}"
+        raise UnusableThreshold(msg)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        msg = f"a limit is a number (or null for none), not {value!r}"
+        raise UnusableThreshold(msg)
+    known = keys[key]
+    if value < 0:
+        msg = f"a limit can not be negative, but is {value}; 0 or more is allowed"
+        raise UnusableThreshold(msg)
+    if known.maximum is not None and value > known.maximum:
+        msg = f"{value} is more than {known.metric} can reach; allowed: 0 to {known.maximum:g}"
+        raise UnusableThreshold(msg)
+    return Limit(key, known.metric, known.side, float(value), known.critical)
+
+
+def limits_in_force(
+    profile: str, emitted: Iterable[str], tables: Sequence[Mapping[str, Mapping[str, Any]]]
+) -> tuple[Limit, ...]:
+    """The founding defaults overlaid by each table in turn (configuration, model, variant: the later wins).
+
+    Raises:
+        UnusableThreshold: see :func:`check_limit`; tables from files were checked at start already.
+    """
+    keys = known_keys(profile, emitted)
+    written: dict[str, Any] = {key.key: key.default for key in FOUNDING_THRESHOLDS.get(profile, ())}
+    settings = SETTINGS_AMONG_THRESHOLDS.get(profile, ())
+    for table in tables:
+        written.update({key: value for key, value in (table.get(profile) or {}).items() if key not in settings})
+    limits = (check_limit(profile, key, value, keys) for key, value in written.items())
+    return tuple(limit for limit in limits if limit is not None)
+
+
+def judge(limits: Iterable[Limit], metrics: Mapping[str, MetricValue]) -> list[ThresholdResult]:
+    """Compare each limit with what was observed.
+
+    *pass* and *fail* need the whole interval on one side of the limit; an interval that straddles it, a metric without
+    an interval, or one that was not observed is *inconclusive*.
+    """
+    results = []
+    for limit in limits:
+        observed = metrics.get(limit.metric)
+        results.append(
+            ThresholdResult(
+                key=limit.key,
+                metric=limit.metric,
+                side=limit.side,
+                limit=limit.value,
+                critical=limit.critical,
+                observed=observed.value if observed else None,
+                ci_low=observed.ci_low if observed else None,
+                ci_high=observed.ci_high if observed else None,
+                n=observed.n if observed else 0,
+                verdict=_verdict(limit, observed),
+                margin_percent=_margin_percent(limit, observed.value) if observed else None,
+            )
+        )
+    return results
+
+
+def _verdict(limit: Limit, observed: MetricValue | None) -> Literal["pass", "fail", "inconclusive"]:
+    if observed is None or observed.ci_low is None or observed.ci_high is None:
+        return "inconclusive"
+    worst, best = (observed.ci_low, observed.ci_high) if limit.side == "min" else (-observed.ci_high, -observed.ci_low)
+    bound = limit.value if limit.side == "min" else -limit.value
+    if worst >= bound:
+        return "pass"
+    return "fail" if best < bound else "inconclusive"
+
+
+def _margin_percent(limit: Limit, observed: float) -> float | None:
+    """How far the observation is on the good side of the limit, in percent of the limit; None for a limit of 0."""
+    if limit.value == 0:
+        return None
+    margin = observed - limit.value if limit.side == "min" else limit.value - observed
+    return 100 * margin / limit.value
+
+
+def explain(result: ThresholdResult) -> str:
+    """One line: key, limit, observed value with interval, margin, verdict."""
+    mark = {"pass": "✓", "fail": "✗", "inconclusive": "?"}[result.verdict]
+    relation = "at least" if result.side == "min" else "at most"
+    limit = format_quantity(result.metric, result.limit)
+    if result.observed is None:
+        return f"{mark} {result.key}: {relation} {limit}, not observed → {result.verdict}"
+    observed = format_quantity(result.metric, result.observed)
+    interval = "no interval"
+    if result.ci_low is not None and result.ci_high is not None:
+        low, high = (format_quantity(result.metric, bound) for bound in (result.ci_low, result.ci_high))
+        interval = f"95 % interval {low} to {high}"
+    margin = ""
+    if result.margin_percent is not None:
+        side = "inside" if result.margin_percent >= 0 else "beyond"
+        margin = f", {abs(result.margin_percent):.1f} % {side} the limit"
+    return f"{mark} {result.key}: {relation} {limit}, observed {observed} ({interval}, n={result.n}){margin} → {result.verdict}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement of one measurement.
+
+    Attributes:
+        subject: whose measurement, as messages name it.
+        inconclusive_fails: whether an undecided comparison fails the cell (``measurement.inconclusive``).
+    """
+
+    subject: str
+    results: tuple[ThresholdResult, ...]
+    inconclusive_fails: bool = False
+
+    @property
+    def missed(self) -> list[ThresholdResult]:
+        """The results that fail the cell."""
+        failing = {"fail", "inconclusive"} if self.inconclusive_fails else {"fail"}
+        return [result for result in self.results if result.verdict in failing]
+
+    def explain(self) -> str:
+        """Every threshold, one line each, under a line that counts."""
+        undecided = sum(result.verdict == "inconclusive" for result in self.results)
+        headline = f"{self.subject}: {len(self.missed)} of {len(self.results)} thresholds not met"
+        if undecided:
+            headline += (
+                f", {undecided} inconclusive (fails by configuration)"
+                if self.inconclusive_fails
+                else (f", {undecided} inconclusive")
+            )
+        return "\n".join([headline, *(f"  {explain(result)}" for result in self.results)])
+
+    def check(self) -> None:
+        """The one assertion of a cell.
+
+        Raises:
+            ThresholdFailure: some threshold is not met; the message shows all of them.
+        """
+        if self.missed:
+            raise ThresholdFailure(self.explain())

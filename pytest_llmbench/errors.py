@@ -1,0 +1,83 @@
+"""Every error this package raises on purpose.
+
+::
+
+    LlmbenchError
+    ├── ConfigError                 a file, key or value the user wrote; shown as a usage error, exit status 4
+    ├── RecordError                 a run's folder can not be written or read
+    └── CellError                   this cell could not be measured (record status ``error``)
+        ├── ModelError              model file: unknown source, download, checksum, disk space
+        │   └── ModelNotDownloaded  absent and downloads are switched off (record status ``skipped``)
+        ├── ServerError             server: will not start, died, serves something else than asked
+        ├── RequestError            one request: refused, timed out, broken stream, empty answer
+        └── MeasurementInvalid      measured, but the numbers can not be trusted (record status ``invalid``)
+
+``ThresholdFailure`` stands apart: it is an ``AssertionError``, the verdict of a measurement that worked.
+
+A ``CellError`` carries a stable ``code`` for dashboards, a message for people (what happened, where, what to do next)
+and ``evidence``: primitives only, because it travels between processes and into records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Primitive = str | int | float | bool | None
+
+
+class LlmbenchError(Exception):
+    """Base of the tree."""
+
+
+class ConfigError(LlmbenchError):
+    """What the user configured can not be used; the message names file, line and key."""
+
+
+class RecordError(LlmbenchError):
+    """A run's folder can not be written or read."""
+
+
+class CellError(LlmbenchError):
+    """A cell could not be measured.
+
+    Args:
+        code: stable, machine-readable cause, e.g. ``server_start_failed``.
+        message: what happened, where, and what to do next.
+        evidence: facts that support the message, primitives only.
+    """
+
+    status = "error"
+
+    def __init__(self, code: str, message: str, evidence: Mapping[str, Primitive] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.evidence: dict[str, Primitive] = dict(evidence or {})
+
+
+class ModelError(CellError):
+    """The model's file is not to be had, or is not what was promised."""
+
+
+class ModelNotDownloaded(ModelError):
+    """The model is absent and downloading is switched off."""
+
+    status = "skipped"
+
+
+class ServerError(CellError):
+    """The server did not start, died, or is not the server that was asked for."""
+
+
+class RequestError(CellError):
+    """One request did not yield a complete, usable answer."""
+
+
+class MeasurementInvalid(CellError):
+    """Something was measured, but it must not be believed."""
+
+    status = "invalid"
+
+
+class ThresholdFailure(AssertionError):
+    """A measurement that worked is below a threshold."""

@@ -1,0 +1,1 @@
+"""One file per profile: what is sent, and which metrics come out."""

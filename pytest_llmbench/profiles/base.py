@@ -1,0 +1,129 @@
+"""What a profile is: a way of using a model, with a procedure and the metrics it yields."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pytest_llmbench.client.request import Endpoint, Generation, send
+from pytest_llmbench.core.metrics import METRICS
+from pytest_llmbench.core.records import MetricValue, RequestRecord
+from pytest_llmbench.core.statistics import Interval, StoppingRule, median, median_interval
+from pytest_llmbench.errors import LlmbenchError, Primitive, RequestError
+
+
+@dataclass
+class Measurement:
+    """What a profile found out.
+
+    Attributes:
+        flags: doubts, codes of ``records.FLAGS``.
+        notes: remarks without doubt.
+        sampling: the stopping rule at work: how many samples, why it stopped.
+    """
+
+    metrics: dict[str, MetricValue] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    sampling: dict[str, Primitive] = field(default_factory=dict)
+
+    def add_median(self, name: str, samples: Sequence[float]) -> None:
+        """Add a metric as the median of its samples with an order-statistic interval; nothing for no samples."""
+        if samples:
+            self.add(name, median(samples), median_interval(samples), len(samples))
+
+    def add(self, name: str, value: float, interval: Interval | None, n: int) -> None:
+        """Add a metric of the registry. Raises KeyError for a name that is not in it."""
+        self.metrics[name] = MetricValue(
+            value=value,
+            unit=METRICS[name].unit,
+            n=n,
+            ci_low=interval.low if interval else None,
+            ci_high=interval.high if interval else None,
+        )
+
+    def flag(self, code: str) -> None:
+        """Add a doubt once."""
+        if code not in self.flags:
+            self.flags.append(code)
+
+
+class RequestSink(Protocol):
+    """Takes each request's record as soon as it is complete."""
+
+    def __call__(self, record: RequestRecord) -> None: ...
+
+
+class FailedRequest(Protocol):
+    """Turns a failed request into the error of the cell: the server may have died, which explains more."""
+
+    def __call__(self, error: RequestError) -> LlmbenchError: ...
+
+
+@dataclass
+class ProfileContext:
+    """What a profile may use: a server to ask, a rule for when it is enough, its settings and data.
+
+    Attributes:
+        nodeid: labels the request records.
+        data_dirs: where data files are looked for, the first that has one wins.
+    """
+
+    endpoint: Endpoint
+    settings: Any
+    rule: StoppingRule
+    nodeid: str | None
+    data_dirs: Sequence[Path]
+    sink: RequestSink
+    on_failure: FailedRequest
+    _index: int = 0
+
+    def read_data(self, name: str) -> str:
+        """The text of a data file. Raises FileNotFoundError when no folder has it."""
+        for folder in self.data_dirs:
+            if (folder / name).is_file():
+                return (folder / name).read_text(encoding="utf-8")
+        raise FileNotFoundError(name)
+
+    def request(self, generation: Generation, phase: Literal["warmup", "sample"]) -> RequestRecord:
+        """Send one request; its record is returned, not yet filed: the profile decides whether it is a sample.
+
+        Raises:
+            LlmbenchError: the request failed. Its record is filed before.
+        """
+        record = send(self.endpoint, generation, cell=self.nodeid, index=self._index, phase=phase)
+        self._index += 1
+        if not record.ok:
+            self.file(record, usable=False)
+            raise self.on_failure(RequestError(record.error or "failed", record.error_message or "the request failed"))
+        return record
+
+    def file(self, record: RequestRecord, *, usable: bool = True) -> None:
+        """Write a request's record."""
+        self.sink(record if usable else record.model_copy(update={"usable": False}))
+
+
+class Profile(Protocol):
+    """A profile as users register it (see ``hookspecs.py``).
+
+    Attributes:
+        name: its marker, its key in the configuration.
+        emits: names of the metrics it yields; thresholds may judge exactly these.
+        settings_model: a pydantic model of what ``settings.<name>`` may hold.
+    """
+
+    name: str
+    emits: tuple[str, ...]
+    settings_model: type[Any]
+
+    def run(self, context: ProfileContext) -> Measurement:
+        """Measure. Raises LlmbenchError when that is not possible."""
+        ...
+
+
+def nonce() -> str:
+    """Text for the very start of a prompt, so that no prefix of it can come from a cache."""
+    return f"[{secrets.randbelow(10**8):08d}] "

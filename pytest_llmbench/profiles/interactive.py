@@ -1,0 +1,174 @@
+"""Interactive use: a story is continued, 500 tokens, streamed.
+
+How long until the first word, how fast the rest, how evenly. One warm-up request, then samples until the interval of
+the decode rate is narrow, free of trend, and clear of the limits.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from pytest_llmbench.client.request import Generation
+from pytest_llmbench.core.config import InteractiveSettings
+from pytest_llmbench.core.records import RequestRecord
+from pytest_llmbench.core.statistics import median, variation_percent, window_rates
+from pytest_llmbench.errors import MeasurementInvalid
+from pytest_llmbench.profiles.base import Measurement, ProfileContext, nonce
+
+PROMPT_FILE = "prompts/story.txt"
+WARMUP_TOKENS = 32
+WINDOW_TOKENS = (
+    25  # 20 windows in a 500-token answer: long enough to average a scheduler's hiccups, short enough to see stalls
+)
+TIMING_TOLERANCE = 0.05
+
+
+@dataclass
+class _Samples:
+    """Usable samples, and why others were not."""
+
+    records: list[RequestRecord] = field(default_factory=list)
+    rejected: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def decode_rates(self) -> list[float]:
+        return [r.decode_tokens_per_second for r in self.records if r.decode_tokens_per_second is not None]
+
+    @property
+    def ttfts(self) -> list[float]:
+        return [r.ttft_seconds for r in self.records if r.ttft_seconds is not None]
+
+
+class InteractiveProfile:
+    """See the module's docstring."""
+
+    name = "interactive"
+    emits = (
+        "ttft_seconds",
+        "decode_tokens_per_second",
+        "time_per_output_token_ms",
+        "variance_percent",
+        "prefill_tokens_per_second",
+    )
+    settings_model = InteractiveSettings
+
+    def run(self, context: ProfileContext) -> Measurement:
+        """See :class:`~pytest_llmbench.profiles.base.Profile`."""
+        story = context.read_data(PROMPT_FILE)
+        tokens = context.settings.output_tokens
+        context.file(context.request(_continuation(story, min(WARMUP_TOKENS, tokens)), "warmup"))
+        samples, stop_reason = self._sample(context, story, tokens)
+        measurement = _summarise(samples)
+        measurement.sampling = {
+            "samples": len(samples.records),
+            "rejected": sum(samples.rejected.values()),
+            "stop_reason": stop_reason,
+            "output_tokens": tokens,
+        }
+        return measurement
+
+    def _sample(self, context: ProfileContext, story: str, tokens: int) -> tuple[_Samples, str]:
+        samples, rule, started = _Samples(), context.rule, time.monotonic()
+        while True:
+            record = context.request(_continuation(story, tokens), "sample")
+            doubt = _why_not_a_sample(record, tokens)
+            context.file(record, usable=doubt is None)
+            if doubt is None:
+                samples.records.append(record)
+            else:
+                samples.rejected[doubt] = samples.rejected.get(doubt, 0) + 1
+                if sum(samples.rejected.values()) >= rule.min_samples:
+                    raise _invalid(samples, tokens)
+            headline = samples.decode_rates or samples.ttfts
+            judged = {"decode_tokens_per_second": samples.decode_rates, "ttft_seconds": samples.ttfts}
+            reason = rule.stop_reason(headline, judged, time.monotonic() - started)
+            if reason is not None:
+                return samples, reason
+
+
+def _continuation(story: str, tokens: int) -> Generation:
+    return Generation(max_tokens=tokens, prompt=nonce() + story, demand_length=True)
+
+
+def _why_not_a_sample(record: RequestRecord, tokens: int) -> str | None:
+    """The flag of a request whose numbers would mean something else, None for a clean one."""
+    if record.cached_tokens:
+        return "prompt_cache_hit"
+    if record.output_tokens is not None:
+        short = record.output_tokens != tokens
+    else:
+        short = record.finish_reason != "length"
+    return "short_answer" if short else None
+
+
+def _invalid(samples: _Samples, tokens: int) -> MeasurementInvalid:
+    code, count = max(samples.rejected.items(), key=lambda item: item[1])
+    advice = {
+        "short_answer": f"the answers ended before {tokens} tokens; ask for fewer (settings.interactive.output_tokens)",
+        "prompt_cache_hit": "the server answers prompts from a cache it does not let us switch off; switch it off there",
+    }[code]
+    return MeasurementInvalid(
+        code,
+        f"{count} of {count + len(samples.records)} requests were no usable samples: {advice}",
+        {"rejected": count, "usable": len(samples.records)},
+    )
+
+
+def _summarise(samples: _Samples) -> Measurement:
+    measurement, records = Measurement(), samples.records
+    rates = samples.decode_rates
+    measurement.add_median("ttft_seconds", samples.ttfts)
+    measurement.add_median("decode_tokens_per_second", rates)
+    measurement.add_median("time_per_output_token_ms", [1000 / rate for rate in rates])
+    measurement.add_median("prefill_tokens_per_second", _prefill_rates(records))
+    windows = [_windows(record) for record in records]
+    if sum(map(len, windows)) >= 2:
+        value, interval = variation_percent(windows)
+        measurement.add("variance_percent", value, interval, sum(map(len, windows)))
+    else:
+        measurement.notes.append(f"answers are too short for windows of {WINDOW_TOKENS} tokens; variance not measured")
+    for flag in samples.rejected:
+        measurement.flag(flag)
+    if not rates:
+        measurement.flag("tokens_not_counted")
+    if _server_disagrees(records):
+        measurement.flag("server_timing_mismatch")
+    per_chunk = _tokens_per_chunk(records)
+    if per_chunk is not None and abs(per_chunk - 1) > 0.02:
+        measurement.notes.append(f"a chunk carries {per_chunk:.2f} tokens on average; windows are scaled by that")
+    return measurement
+
+
+def _windows(record: RequestRecord) -> list[float]:
+    if record.output_tokens is None or not record.chunks:
+        return []
+    times = [offset / 1e6 for offset in record.token_offsets_us]
+    return window_rates(times, record.output_tokens / record.chunks, WINDOW_TOKENS)
+
+
+def _tokens_per_chunk(records: list[RequestRecord]) -> float | None:
+    ratios = [r.output_tokens / r.chunks for r in records if r.output_tokens is not None and r.chunks]
+    return median(ratios) if ratios else None
+
+
+def _prefill_rates(records: list[RequestRecord]) -> list[float]:
+    """Uncached prompt tokens over the server's prompt time, only where the cache count is known to be 0."""
+    rates = []
+    for record in records:
+        prompt_ms = (record.server_timings or {}).get("prompt_ms")
+        if record.cached_tokens == 0 and record.prompt_tokens and isinstance(prompt_ms, int | float) and prompt_ms > 0:
+            rates.append(1000 * record.prompt_tokens / prompt_ms)
+    return rates
+
+
+def _server_disagrees(records: list[RequestRecord]) -> bool:
+    """Whether the server's own decode rate is off ours by more than the tolerance, in the median."""
+    ratios = []
+    for record in records:
+        timings = record.server_timings or {}
+        predicted_n, predicted_ms = timings.get("predicted_n"), timings.get("predicted_ms")
+        numbers = isinstance(predicted_n, int) and isinstance(predicted_ms, int | float)
+        if numbers and predicted_n > 1 and predicted_ms > 0 and record.decode_tokens_per_second:
+            ratios.append(record.decode_tokens_per_second / (1000 * (predicted_n - 1) / predicted_ms))
+    return bool(ratios) and abs(median(ratios) - 1) > TIMING_TOLERANCE

@@ -1,0 +1,52 @@
+"""``results.csv``: one row per model, quantization and variant, the profiles side by side.
+
+Columns have the founding names where there is one.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_llmbench.core.records import CellRecord
+
+# Metric → the founding column's suffix; a metric that is not here keeps its own name.
+_FOUNDING_SUFFIX = {
+    "ttft_seconds": "ttft",
+    "decode_tokens_per_second": "tps",
+    "variance_percent": "variance",
+}
+
+
+def write_csv(folder: Path, records: Sequence[CellRecord]) -> Path:
+    """Write ``results.csv`` into a run's folder."""
+    rows: dict[tuple[str, str, str | None], dict[str, str]] = {}
+    columns = ["model", "quant", "variant", "size_gb"]
+    for record in records:
+        row = rows.setdefault((record.model, record.quantization, record.variant), {})
+        row |= {"model": record.model, "quant": record.quantization, "variant": record.variant or ""}
+        if record.model_file is not None:
+            row["size_gb"] = f"{record.model_file.size_bytes / 1e9:.3f}"
+        values = {
+            **{_FOUNDING_SUFFIX.get(name, name): repr(metric.value) for name, metric in record.metrics.items()},
+            "rating": record.rating or "",
+            "status": record.status,
+            "reason": record.reason.code if record.reason else "",
+        }
+        for name, value in values.items():
+            column = f"{record.profile}_{name}"
+            row[column] = value
+            if column not in columns:
+                columns.append(column)
+    path = folder / "results.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows({key: _inert(value) for key, value in row.items()} for row in rows.values())
+    return path
+
+
+def _inert(value: str) -> str:
+    """Keep a spreadsheet from running a name as a formula."""
+    return "'" + value if value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value

@@ -1,0 +1,1 @@
+"""What outlives a function call: processes, servers, model files, locks, a run's folder."""

@@ -1,0 +1,120 @@
+"""What machine this is: hardware, software, clock, and the exclusive right to measure on it."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import mmap
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock
+
+
+def runtime_dir() -> Path:
+    """Where locks shared by all runs of this user live; ``LLMBENCH_RUNTIME_DIR`` overrides it.
+
+    The system's folder for temporary files, because it is the one place that exists everywhere and on which processes
+    of one user agree whatever session they belong to.
+    """
+    configured = os.environ.get("LLMBENCH_RUNTIME_DIR")
+    path = Path(configured) if configured else Path(tempfile.gettempdir()) / f"pytest-llmbench-{os.getuid()}"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def device_lock() -> FileLock:
+    """The right to load and measure on this host's CPUs, which are one device. It ends with the process that holds it."""
+    return FileLock(runtime_dir() / "device-cpu.lock")
+
+
+def describe_hardware() -> dict[str, Any]:
+    """CPU, cores, memory, operating system: primitives only."""
+    return {
+        "cpu": _cpu_model(),
+        "physical_cores": psutil.cpu_count(logical=False),
+        "logical_cores": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "machine": platform.machine(),
+        "os": platform.platform(),
+    }
+
+
+def fingerprint(hardware: dict[str, Any]) -> str:
+    """A stable, anonymous name for this hardware: the same after a reboot and an update, with no serial number in it."""
+    memory_gib = round(hardware["memory_bytes"] / 2**30)
+    parts = (hardware["cpu"], hardware["physical_cores"], hardware["logical_cores"], memory_gib, hardware["machine"])
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def describe_software() -> dict[str, str]:
+    """Versions that can change a number."""
+    versions = {"python": platform.python_version()}
+    for name in ("pytest-llmbench", "pytest", "pytest-xdist", "xllamacpp", "numpy", "scipy", "httptools"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def describe_clock() -> dict[str, Any]:
+    """The clock that timestamps tokens, and a wall time that only labels."""
+    info = time.get_clock_info("perf_counter")
+    return {
+        "name": "time.perf_counter_ns",
+        "implementation": info.implementation,
+        "resolution_seconds": info.resolution,
+        "monotonic": info.monotonic,
+    }
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit checked out in ``folder``, None outside a repository or without git."""
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607 -- git is looked up on PATH as every tool does
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None if result.returncode == 0 else None
+
+
+def page_cache_percent(path: Path) -> float | None:
+    """Share of a file that is in the page cache (``mincore(2)``), None where that can not be known."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+            pages = (len(mapped) + mmap.PAGESIZE - 1) // mmap.PAGESIZE
+            resident = (ctypes.c_ubyte * pages)()
+            anchor = ctypes.c_char.from_buffer(mapped)
+            try:
+                failed = ctypes.CDLL(None, use_errno=True).mincore(
+                    ctypes.c_void_p(ctypes.addressof(anchor)), ctypes.c_size_t(len(mapped)), resident
+                )
+            finally:
+                del anchor  # the map can not be closed while something points into it
+    except (OSError, ValueError):
+        return None
+    return None if failed else 100 * sum(flag & 1 for flag in bytes(resident)) / pages
+
+
+def _cpu_model() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.lower().startswith(("model name", "hardware")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"

@@ -1,0 +1,152 @@
+"""A run's folder: records appended and flushed as they happen, readable after any ending."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pytest_llmbench.core.records import SCHEMA_VERSION, CellRecord, Record, cell_from, to_line
+from pytest_llmbench.errors import RecordError
+
+
+def new_run_id() -> str:
+    """Sortable by time, unlikely to collide: ``20260131T235959Z-1a2b``."""
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+
+
+def utc_now() -> str:
+    """Wall time for labels only."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+class RunFolder:
+    """``<output>/<run_id>/``. Created on first use, so that a run that selects no cell leaves nothing behind.
+
+    Args:
+        part: name of an xdist worker, whose requests go to a part of their own until the controller joins them.
+    """
+
+    def __init__(self, output_dir: Path, run_id: str, part: str | None = None) -> None:
+        self.output_dir = output_dir
+        self.run_id = run_id
+        self.path = output_dir / run_id
+        self.logs = self.path / "logs"
+        self._parts = self.path / "parts"
+        self._part = part
+
+    def create(self, run: dict[str, Any]) -> None:
+        """Write ``run.json`` and point ``latest`` here."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"schema_version": SCHEMA_VERSION, "run_id": self.run_id, **run}, indent=2)
+            temporary = self.path / ".run.json.partial"
+            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.replace(self.path / "run.json")
+            _point_latest(self.output_dir, self.run_id)
+        except OSError as exc:
+            raise _not_writable(self.path, exc) from exc
+
+    def append_cell(self, record: CellRecord) -> None:
+        """Add a line to ``cells.jsonl``. Raises RecordError when the disk refuses."""
+        self._append(self.path / "cells.jsonl", record)
+
+    def append_request(self, record: Record) -> None:
+        """Add a line to ``requests.jsonl``, or to this worker's part of it. Raises RecordError when the disk refuses."""
+        path = self._parts / f"requests-{self._part}.jsonl" if self._part else self.path / "requests.jsonl"
+        self._append(path, record)
+
+    def _append(self, path: Path, record: Record) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="ascii") as file:
+                file.write(to_line(record) + "\n")
+        except OSError as exc:
+            raise _not_writable(path, exc) from exc
+
+    def note_running(self, cell: dict[str, Any] | None) -> None:
+        """Worker: leave word of the cell in hand, so that a crash can be told as a record; None when it is done."""
+        path = self._parts / f"running-{self._part}.json"
+        with suppress(OSError):  # only a help for the crash report; the cell itself must not fail for it
+            if cell is None:
+                path.unlink(missing_ok=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(cell), encoding="utf-8")
+
+    def was_running(self, nodeid: str) -> dict[str, Any]:
+        """Controller: what a crashed worker had noted about this cell, empty when nothing was."""
+        for path in self._parts.glob("running-*.json"):
+            with suppress(OSError, ValueError):
+                noted = json.loads(path.read_text(encoding="utf-8"))
+                if isinstance(noted, dict) and noted.get("nodeid") == nodeid:
+                    return noted
+        return {}
+
+    def join_parts(self) -> None:
+        """Controller: append the workers' parts to ``requests.jsonl`` and remove them."""
+        if not self._parts.is_dir():
+            return
+        for part in sorted(self._parts.glob("requests-*.jsonl")):
+            text = part.read_bytes()
+            whole = text[: text.rfind(b"\n") + 1]  # a killed worker may have left a torn last line
+            with (self.path / "requests.jsonl").open("ab") as joined:
+                joined.write(whole)
+            part.unlink()
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+
+def read_cells(path: Path) -> Iterator[CellRecord]:
+    """The records of a run's folder, in order. A torn last line, left by a killed run, is passed over.
+
+    Raises:
+        RecordError: no such run, or a line that is no record.
+    """
+    file = path / "cells.jsonl"
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as exc:
+        raise RecordError(f"{file}: can not be read: {exc.strerror}; is {path} a run's folder?") from exc
+    torn = len(lines) - 1
+    for number, line in enumerate(lines):
+        if number == torn:
+            return  # what follows the last line break: nothing, or half a record
+        try:
+            data = json.loads(line)
+        except ValueError as exc:
+            raise RecordError(f"{file}:{number + 1}: not JSON; was the file edited?") from exc
+        yield cell_from(data, f"{file}:{number + 1}")
+
+
+def find_run(output_dir: Path, run: str) -> Path:
+    """The folder of a RUN: a folder, ``latest``, or a run id. Raises RecordError when there is none."""
+    given = Path(run)
+    candidates = [given, output_dir / run]
+    pointer = output_dir / "latest"
+    if run == "latest" and pointer.is_file():
+        with suppress(OSError):
+            candidates.append(output_dir / pointer.read_text(encoding="utf-8").strip())
+    for candidate in candidates:
+        if (candidate / "cells.jsonl").is_file() or (candidate / "run.json").is_file():
+            return candidate.resolve()
+    raise RecordError(f"{run!r} is no run: neither a folder with records nor a run below {output_dir}")
+
+
+def _point_latest(output_dir: Path, run_id: str) -> None:
+    pointer, temporary = output_dir / "latest", output_dir / f".latest-{run_id}"
+    try:
+        temporary.symlink_to(run_id)
+    except OSError:  # a file system without links
+        temporary.write_text(run_id + "\n", encoding="utf-8")
+    temporary.replace(pointer)
+
+
+def _not_writable(path: Path, exc: OSError) -> RecordError:
+    return RecordError(
+        f"{path} can not be written: {exc.strerror}; free some space or choose another --llmbench-output"
+    )

@@ -1,0 +1,104 @@
+"""Switches a folder on as a benchmark suite. PYTEST_DONT_REWRITE
+
+One line in the root ``conftest.py``::
+
+    pytest_plugins = ["pytest_llmbench.suite"]
+
+Hooks only, each a line or two into ``adapters``; nothing here runs in a folder without that line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from pytest_llmbench import hookspecs
+from pytest_llmbench.adapters import collection, results, setup, signals, workers
+from pytest_llmbench.adapters.fixtures import cell, llm, release_before, server
+from pytest_llmbench.adapters.recorder import Recorder
+from pytest_llmbench.adapters.setup import SUITE_KEY
+from pytest_llmbench.adapters.workers import WORKER_PIDS_KEY
+from pytest_llmbench.errors import ConfigError
+
+__all__ = ["cell", "llm", "server"]
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+@pytest.hookimpl(trylast=True)  # after the conftest files, whose profiles and backends are asked for
+def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.is_blocked("llmbench"):
+        return
+    if not config.pluginmanager.hasplugin("llmbench"):
+        raise pytest.UsageError(
+            "this suite needs pytest-llmbench's options: plugin autoloading is off, add -p llmbench"
+        )
+    workers.settle_in(config)
+    try:
+        suite = config.stash[SUITE_KEY] = setup.build_suite(config)
+    except ConfigError as exc:
+        raise pytest.UsageError(str(exc)) from exc
+    collection.register_markers(config, list(suite.profiles))
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder(config, suite), "llmbench-recorder")
+    pids = config.stash[WORKER_PIDS_KEY] = set()
+    config.add_cleanup(setup.configure_logging(suite))
+    config.add_cleanup(suite.pool.release)
+    config.add_cleanup(signals.end_in_order_on_sigterm(lambda: tuple(pids)))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if (suite := metafunc.config.stash.get(SUITE_KEY, None)) is not None:
+        collection.generate(metafunc, suite)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (suite := config.stash.get(SUITE_KEY, None)) is not None:
+        collection.arrange(items, suite)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if (suite := item.config.stash.get(SUITE_KEY, None)) is not None:
+        results.begin(item, suite)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if (suite := item.config.stash.get(SUITE_KEY, None)) is not None:
+        results.annotate(item, call, report, suite)
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)  # while the fixtures still hold the device
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if (suite := item.config.stash.get(SUITE_KEY, None)) is not None:
+        release_before(nextitem, suite)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (suite := session.config.stash.get(SUITE_KEY, None)) is not None:
+        suite.pool.release()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    if (suite := node.config.stash.get(SUITE_KEY, None)) is not None:
+        workers.instruct(node, suite)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodeready(node: Any) -> None:
+    workers.remember(node, node.config.stash.get(WORKER_PIDS_KEY, set()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    workers.forget(node, node.config.stash.get(WORKER_PIDS_KEY, set()))
