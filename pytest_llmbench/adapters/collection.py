@@ -42,7 +42,7 @@ def generate(metafunc: pytest.Metafunc, suite: Suite) -> None:
 
 
 def arrange(items: list[pytest.Item], suite: Suite) -> None:
-    """Drop placeholders of profiles that are not enabled, then order cells among themselves; other tests keep their places.
+    """Drop placeholders of profiles that are not enabled, then order cells; other tests keep their places.
 
     The order is a stable sort: stress last, then the matrix's rank, so that all cells of a server follow each other.
     """

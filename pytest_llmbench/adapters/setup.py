@@ -163,7 +163,7 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
 
 
 def _file(pytest_config: pytest.Config, name: str) -> Path | None:
-    """The file of an option: from the command line (relative to where one stands), the ini file, or the default place."""
+    """The file of an option: from the command line (relative to where one stands), the ini file, or by default."""
     given = pytest_config.getoption(f"llmbench_{name}")
     if given is not None:
         return Path(pytest_config.invocation_params.dir, given)
@@ -242,7 +242,7 @@ def _check_thresholds(config: Loaded[Config], models: Loaded[Models], profiles: 
 
 
 def _settings(config: Loaded[Config], profiles: ProfileRegistry) -> dict[str, Any]:
-    """Each profile's settings, validated by the profile's own model (or the founding one where it does not exist yet)."""
+    """Each profile's settings, validated by its own model, or by the founding one where it does not exist yet."""
     written = split_settings(config)
     shapes: dict[str, type[Any]] = {**FOUNDING_SETTINGS, **{name: p.settings_model for name, p in profiles.items()}}
     for name, table in written.items():

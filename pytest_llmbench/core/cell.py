@@ -40,7 +40,7 @@ class ServerSpec:
     Attributes:
         kind: name of the backend.
         label: names log files and messages; two cells that differ in nothing else share a server.
-        model_file: ``<size>/<file name>``, the file's identity below ``model_dir``; None where the server brings its own.
+        model_file: ``<size>/<file name>``, the file below ``model_dir``; None where the server brings its own.
         model_name: the name the server knows the model by, None to take the only one it serves.
         context_size: tokens per request; None: whatever the server has.
         threads: None: one per physical core.

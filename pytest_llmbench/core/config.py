@@ -258,7 +258,7 @@ class ModelEntry(Section):
         if not any(key in Source.model_fields for key in source):
             return data
         if not isinstance(files, dict) or len(files) != 1:
-            msg = "source: a single source needs exactly one entry in files; with several, write one source per quantization"
+            msg = "source: one source needs exactly one entry in files; with several, write one source per quantization"
             raise ValueError(msg)
         return {**data, "source": {next(iter(files)): source}}
 

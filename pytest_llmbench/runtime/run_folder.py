@@ -57,7 +57,7 @@ class RunFolder:
         self._append(self.path / "cells.jsonl", record)
 
     def append_request(self, record: Record) -> None:
-        """Add a line to ``requests.jsonl``, or to this worker's part of it. Raises RecordError when the disk refuses."""
+        """Add a line to ``requests.jsonl``, or to this worker's part. Raises RecordError when the disk refuses."""
         path = self._parts / f"requests-{self._part}.jsonl" if self._part else self.path / "requests.jsonl"
         self._append(path, record)
 
