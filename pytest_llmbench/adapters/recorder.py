@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmbench.adapters.results import RECORD_ATTRIBUTE, combination_of, crash_record, junit_properties
+from pytest_llmbench.adapters.results import RECORD_ATTRIBUTE, combination_of, crash_record
 from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.errors import RecordError
@@ -27,6 +27,7 @@ class Recorder:
         self._opened = False
         self._records: list[CellRecord] = []
         self._other_failures = 0
+        self._gave_up = False
 
     @property
     def _nothing_measured(self) -> bool:
@@ -58,7 +59,6 @@ class Recorder:
         except RecordError as exc:
             self._give_up(exc)
 
-    @pytest.hookimpl(tryfirst=True)  # before JUnit reads the properties of a crash report
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Write the record a report brings; make one for a cell whose worker crashed."""
         record = self._record_of(report)
@@ -76,15 +76,12 @@ class Recorder:
         data = getattr(report, RECORD_ATTRIBUTE, None)
         if data is not None:
             return CellRecord.model_validate(data)
-        if report.when != "???":  # what xdist writes when a worker died
-            return None
-        record = crash_record(self._suite, report)
-        if record is not None:
-            report.user_properties = junit_properties(record)
-        return record
+        crashed = report.when == "???"  # what xdist writes when a worker died
+        return crash_record(self._suite, report) if crashed else None
 
     def _give_up(self, exc: RecordError) -> None:
         """Measuring on would only lose what is measured."""
+        self._gave_up = True
         pytest.exit(f"llmbench: {exc}", returncode=pytest.ExitCode.TESTS_FAILED)
 
     @pytest.hookimpl(wrapper=True, trylast=True)  # inside the terminal's wrapper, after xdist has ended its workers
@@ -110,7 +107,7 @@ class Recorder:
         ours_alone = session.exitstatus == pytest.ExitCode.OK or (
             session.exitstatus == pytest.ExitCode.TESTS_FAILED and not self._other_failures
         )
-        if self._nothing_measured and ours_alone:
+        if self._nothing_measured and ours_alone and not self._gave_up:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 _NOT_ALLOWED_IN_ID = re.compile(r"[^A-Za-z0-9_.+-]")
-_SIZE = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)([KMBT])", re.IGNORECASE)
+_SIZE = re.compile(r"(?:(\d{1,6})x)?(\d{1,6}(?:\.\d{1,6})?)([KMBT])", re.IGNORECASE | re.ASCII)
 _SIZE_UNIT = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 # Q4 first: the usual sweet spot is the answer people want first.

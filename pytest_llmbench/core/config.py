@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pytest_llmbench.core.cell import parse_model_size
 from pytest_llmbench.core.metrics import SETTINGS_AMONG_THRESHOLDS
-from pytest_llmbench.core.yaml_source import Location, YamlDocument, dotted, nearest
+from pytest_llmbench.core.yaml_source import Location, YamlDocument, dotted, nearest, shown
 from pytest_llmbench.errors import ConfigError
 
 
@@ -37,6 +37,27 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+def check_base_url(value: str) -> str:
+    """Accept ``http://`` and ``https://`` addresses without credentials in them.
+
+    Raises:
+        ValueError: anything else; a password in a URL would end up in records.
+    """
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(value)
+    if "@" in (parts.netloc or value):  # first, so that no message repeats a password
+        msg = "an address must not hold a password; put the key into an environment variable and name it in api_key_env"
+        raise ValueError(msg)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+        msg = f"{value!r} is not an address; write for example http://127.0.0.1:8080"
+        raise ValueError(msg)
+    return value.rstrip("/")
+
+
+BaseUrl = Annotated[str, AfterValidator(check_base_url)]
+
+
 class EmbeddedConfig(Section):
     default_ctx_size: ContextSize = 8192
     default_threads: Threads | None = None
@@ -52,7 +73,7 @@ class LlamaCppConfig(Section):
 
 
 class OllamaConfig(Section):
-    base_url: str = "http://127.0.0.1:11434"
+    base_url: BaseUrl = "http://127.0.0.1:11434"
     start: bool = False
     chat_mode: Literal["auto", "force", "off"] = "auto"
     default_ctx_size: ContextSize = 8192
@@ -64,15 +85,10 @@ class OllamaConfig(Section):
 
 
 class OpenAIConfig(Section):
-    base_url: str | None = None
+    base_url: BaseUrl | None = None
     command: Annotated[str | list[str] | None, NOT_USED_YET] = None
     api_key_env: str | None = None
     default_ctx_size: ContextSize | None = None
-
-    @field_validator("base_url")
-    @classmethod
-    def _is_http(cls, value: str | None) -> str | None:
-        return check_base_url(value)
 
 
 class LimitsConfig(Section):
@@ -153,7 +169,7 @@ class Variant(Section):
     backend: str | None = None
     server_path: Annotated[str | None, NOT_USED_YET] = None
     extra_args: Annotated[list[str] | None, NOT_USED_YET] = None
-    base_url: str | None = None
+    base_url: BaseUrl | None = None
     ctx_size: ContextSize | None = None
     gpu_layers: GpuLayers | None = None
     threads: Threads | None = None
@@ -161,11 +177,6 @@ class Variant(Section):
     cache_type_k: CacheType | None = None
     cache_type_v: CacheType | None = None
     thresholds: ThresholdTable = {}
-
-    @field_validator("base_url")
-    @classmethod
-    def _is_http(cls, value: str | None) -> str | None:
-        return check_base_url(value)
 
 
 class Config(Section):
@@ -319,7 +330,9 @@ def validate(model: type[SectionT], document: YamlDocument, location: Location =
         lines = []
         for error in exc.errors():
             where = (*location, *error["loc"])
-            lines.append(document.complaint(_without_type_names(where), _explain(model, error)))
+            if error["type"] != "extra_forbidden":  # there, the last step is a key of the file whatever its name
+                where = _without_type_names(where)
+            lines.append(document.complaint(where, _explain(model, error)))
         raise ConfigError("\n".join(dict.fromkeys(lines))) from exc
 
 
@@ -335,15 +348,16 @@ def _explain(model: type[BaseModel], error: Any) -> str:
         return f"unknown key{nearest(str(location[-1]), allowed)}; allowed: {', '.join(allowed)}"
     if kind == "literal_error":
         expected = error["ctx"]["expected"]
-        return f"{value!r} is not allowed{nearest(str(value), expected.split(chr(39))[1::2])}; allowed: {expected}"
+        near = nearest(value, expected.split("'")[1::2]) if isinstance(value, str) else ""
+        return f"{shown(value)} is not allowed{near}; allowed: {expected}"
     if kind == "missing":
         return "is required"
     if kind == "string_pattern_mismatch":
-        return f"{value!r} does not have the form {error['ctx']['pattern']}"
+        return f"{shown(value)} does not have the form {error['ctx']['pattern']}"
     message = str(error["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:] if message.startswith("Input") else message
-    shown = "" if isinstance(value, (dict, list)) or kind == "value_error" else f", not {value!r}"
-    return message.replace("input should", "should") + shown
+    instead = "" if isinstance(value, (dict, list)) or kind == "value_error" else f", not {shown(value)}"
+    return message.replace("input should", "should") + instead
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str | int]) -> set[str]:
@@ -357,26 +371,6 @@ def _keys_at(model: type[BaseModel], location: Sequence[str | int]) -> set[str]:
         if typing.get_origin(current) in (typing.Union, types.UnionType):
             current = next(arg for arg in typing.get_args(current) if arg is not type(None))
     return set(current.model_fields)
-
-
-def check_base_url(value: str | None) -> str | None:
-    """Accept ``http://`` and ``https://`` addresses without credentials in them.
-
-    Raises:
-        ValueError: anything else; a password in a URL would end up in records.
-    """
-    if value is None:
-        return None
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        msg = f"{value!r} is not an address; write for example http://127.0.0.1:8080"
-        raise ValueError(msg)
-    if parts.username or parts.password:
-        msg = "an address must not hold a password; put the key into an environment variable and name it in api_key_env"
-        raise ValueError(msg)
-    return value.rstrip("/")
 
 
 def check_inside(name: str, folder: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,7 +31,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 class Record(BaseModel):
     """Base of everything that is written and read back."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class MetricValue(Record):
@@ -147,8 +148,27 @@ class RequestRecord(Record):
 
 
 def to_line(record: Record) -> str:
-    """One JSON object on one line, ASCII only: model output may hold what UTF-8 can not (lone surrogates)."""
-    return json.dumps(record.model_dump(mode="python"), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    """One JSON object on one line, ASCII only: model output may hold what UTF-8 can not (lone surrogates).
+
+    A number that JSON can not hold becomes text: a server may well say ``1e999``, which Python reads as infinity.
+    """
+    data = record.model_dump(mode="python")
+    try:
+        return _dump(data)
+    except ValueError:
+        return _dump(_without_infinities(data))
+
+
+def _dump(data: Any) -> str:
+    return json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def _without_infinities(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_infinities(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_without_infinities(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def cell_from(data: Any, where: str) -> CellRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from pytest_llmbench.core.metrics import (
     format_quantity,
 )
 from pytest_llmbench.core.records import MetricValue, ThresholdResult
-from pytest_llmbench.core.yaml_source import nearest
+from pytest_llmbench.core.yaml_source import nearest, shown
 from pytest_llmbench.errors import ThresholdFailure
 
 
@@ -58,8 +59,9 @@ def check_limit(profile: str, key: str, value: Any, keys: Mapping[str, Threshold
         raise UnusableThreshold(msg)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        msg = f"a limit is a number (or null for none), not {value!r}"
+    # Compared rather than asked with math.isfinite, which can not take an integer beyond the range of floats.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        msg = f"a limit is a number (or null for none), not {shown(value)}"
         raise UnusableThreshold(msg)
     known = keys[key]
     if value < 0:
@@ -126,11 +128,15 @@ def _verdict(limit: Limit, observed: MetricValue | None) -> Literal["pass", "fai
 
 
 def _margin_percent(limit: Limit, observed: float) -> float | None:
-    """How far the observation is on the good side of the limit, in percent of the limit; None for a limit of 0."""
+    """How far the observation is on the good side of the limit, in percent of the limit.
+
+    None for a limit of 0, or so close to 0 that the margin is beyond the range of floats.
+    """
     if limit.value == 0:
         return None
     margin = observed - limit.value if limit.side == "min" else limit.value - observed
-    return 100 * margin / limit.value
+    percent = margin / limit.value * 100
+    return percent if math.isfinite(percent) else None
 
 
 def explain(result: ThresholdResult) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +11,27 @@ from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.reader import Reader
 
 from pytest_llmbench.errors import ConfigError
 
 Location = Sequence[str | int]
 
 # The C loader is some ten times faster; a PyYAML built without libyaml still works.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FastestLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxlong = _repr.maxother = 120
+
+
+class _Loader(_FastestLoader):  # type: ignore[misc] -- which of the two is known at run time only
+    """Remembers on which line it is, so that a value that can not be built has a line too."""
+
+    line = 1
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        self.line = node.start_mark.line + 1
+        return super().construct_object(node, deep=deep)
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ class YamlDocument:
     def complaint(self, location: Location, message: str) -> str:
         """``file:line: key: message``, one line."""
         key = dotted(location)
-        return f"{self.name}:{self.line_of(location)}: {key + ': ' if key else ''}{message}"
+        return _complaint(self.name, self.line_of(location), f"{key}: {message}" if key else message)
 
 
 def load_yaml(path: Path, name: str) -> YamlDocument:
@@ -68,6 +83,11 @@ def load_yaml(path: Path, name: str) -> YamlDocument:
 
 def parse_yaml(text: str, name: str) -> YamlDocument:
     """Parse YAML text; see :func:`load_yaml`."""
+    if unreadable := Reader.NON_PRINTABLE.search(text):
+        line = text.count("\n", 0, unreadable.start()) + 1
+        raise ConfigError(
+            _complaint(name, line, f"not valid YAML: the character {unreadable.group()!r} is not allowed")
+        )
     loader = _Loader(text)
     try:
         root: Node | None = loader.get_single_node()
@@ -77,12 +97,15 @@ def parse_yaml(text: str, name: str) -> YamlDocument:
         return YamlDocument(name, loader.construct_document(root), root)
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
-        line = mark.line + 1 if mark else 1
+        line = min(mark.line, text.count("\n")) + 1 if mark else 1  # libyaml's end of file is a line too far
         problem = " ".join(filter(None, (exc.context, exc.problem)))
-        raise ConfigError(f"{name}:{line}: not valid YAML: {problem}; check indentation, colons and quotes") from exc
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as exc:
-        # ValueError: a date such as 2024-99-99; YAMLError without a mark: a control character.
-        raise ConfigError(f"{name}:1: not valid YAML: {str(exc).splitlines()[0] or type(exc).__name__}") from exc
+        raise ConfigError(
+            _complaint(name, line, f"not valid YAML: {problem}; check indentation, colons and quotes")
+        ) from exc
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as exc:
+        # PyYAML lets through whatever its constructors raise: for 2024-99-99, for `!!bool maybe`, for `!!int ""`.
+        problem = f"this value does not fit its type ({type(exc).__name__}: {exc})"
+        raise ConfigError(_complaint(name, loader.line, f"not valid YAML: {problem}")) from exc
     finally:
         loader.dispose()
 
@@ -99,6 +122,20 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` when an allowed word is close, else nothing."""
     match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: its repr, cut where it would fill the screen."""
+    try:
+        return _repr.repr(value)
+    except ValueError:  # Python refuses to print an integer of more than 4300 digits
+        return f"a huge {type(value).__name__}"
+
+
+def _complaint(name: str, line: int, message: str) -> str:
+    """One line whatever a key or a value holds: line breaks, control characters and lone surrogates are escaped."""
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in message)
+    return f"{name}:{line}: {escaped}"
 
 
 def _child(node: Node | None, step: str | int) -> tuple[int, Node] | None:
@@ -131,7 +168,8 @@ def _reject_repeated_keys(root: Node, name: str) -> None:
                     continue
                 line = key.start_mark.line + 1
                 if key.value in lines and key.value != "<<":
+                    first = lines[key.value]
                     raise ConfigError(
-                        f"{name}:{line}: {key.value}: written twice (first on line {lines[key.value]}); keep one"
+                        _complaint(name, line, f"{key.value}: written twice (first on line {first}); keep one")
                     )
                 lines[key.value] = line

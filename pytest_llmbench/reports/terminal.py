@@ -6,12 +6,12 @@ import io
 from collections.abc import Sequence
 
 from pytest_llmbench.core.metrics import METRICS
-from pytest_llmbench.core.records import CellRecord
+from pytest_llmbench.core.records import FLAGS, CellRecord
 from pytest_llmbench.core.thresholds import explain
 
 _SHOWN = (
     ("decode_tokens_per_second", "tokens/s"),
-    ("ttft_seconds", "first token s"),
+    ("ttft_seconds", "TTFT s"),
     ("variance_percent", "variance %"),
 )
 _STYLE = {
@@ -36,19 +36,18 @@ def render(records: Sequence[CellRecord], *, width: int, colour: bool) -> list[s
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, expand=False)
-    for title in ("model", "quant", "profile"):
-        table.add_column(title, overflow="fold")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for title in ("quant", "profile"):
+        table.add_column(title, no_wrap=True)
     for _, title in _SHOWN:
-        table.add_column(title, justify="right")
-    table.add_column("rating")
-    table.add_column("status")
+        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("rating", "status"):
+        table.add_column(title, no_wrap=True)
     for record in records[:MAX_ROWS]:
         name = record.model if record.variant is None else f"{record.model} · {record.variant}"
         cells = [name, record.quantization, record.profile, *(_value(record, metric) for metric, _ in _SHOWN)]
-        status = record.status if record.reason is None else f"{record.status}: {record.reason.code}"
-        status += "".join(f" ⚑{flag}" for flag in record.flags if record.status != "invalid")
-        table.add_row(*map(Text, cells), Text(record.rating or "–"), Text(status, style=_STYLE[record.status]))
+        table.add_row(*map(Text, cells), Text(record.rating or "–"), Text(record.status, style=_STYLE[record.status]))
     buffer = io.StringIO()
     console = Console(
         file=buffer, width=max(width, 40), force_terminal=colour, no_color=not colour, legacy_windows=False
@@ -57,20 +56,23 @@ def render(records: Sequence[CellRecord], *, width: int, colour: bool) -> list[s
     if len(records) > MAX_ROWS:
         console.print(Text(f"… and {len(records) - MAX_ROWS} more cells in the results"))
     for record in records[:MAX_ROWS]:
-        if record.thresholds:
-            words = f": {record.interpretation}" if record.interpretation else ""
-            console.print(Text(f"\n{record.model} {record.quantization} {record.profile}{words}"))
-            for result in record.thresholds:
-                console.print(Text(f"  {explain(result)}"), soft_wrap=True)
+        for line in _details(record):
+            console.print(Text(line), soft_wrap=True)
     return buffer.getvalue().splitlines()
+
+
+def _details(record: CellRecord) -> list[str]:
+    """What the row does not hold: words, thresholds, doubts, and why a cell was not measured."""
+    words = f": {record.interpretation}" if record.interpretation else ""
+    lines = [f"  {explain(result)}" for result in record.thresholds]
+    lines += [f"  doubt: {FLAGS.get(flag, flag)}" for flag in record.flags]
+    if record.reason is not None and record.reason.code != "below_threshold":
+        lines.append(f"  {record.status} ({record.reason.code}): {record.reason.message.partition(chr(10))[0]}")
+    return ["", f"{record.model} {record.quantization} {record.profile}{words}", *lines] if lines else []
 
 
 def _value(record: CellRecord, name: str) -> str:
     metric = record.metrics.get(name)
     if metric is None:
         return "–"
-    digits = METRICS[name].decimals
-    text = f"{metric.value:.{digits}f}"
-    if metric.ci_low is None or metric.ci_high is None:
-        return text
-    return f"{text} [{metric.ci_low:.{digits}f}, {metric.ci_high:.{digits}f}]"
+    return f"{metric.value:.{METRICS[name].decimals}f}"

@@ -1,0 +1,92 @@
+"""What plugin tests share: a suite on disk, and its records and JUnit as data."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.servers.fake_openai import FakeOpenAI
+
+ONE_CELL = "suites/test_interactive.py::test_interactive[tiny-Q4_K_M]"
+SUITE = '''
+import pytest
+
+@pytest.mark.llmbench(profile="interactive")
+def test_interactive(llm):
+    llm.measure().check()
+'''
+SWITCH = 'pytest_plugins = ["pytest_llmbench.suite"]\n'
+
+
+class Bench:
+    """One model at one quantization on the fake server; tests change what they are about."""
+
+    def __init__(self, pytester: pytest.Pytester, fake: FakeOpenAI) -> None:
+        self.pytester = pytester
+        self.fake = fake
+        self.path = pytester.path
+        self.config: dict[str, Any] = {
+            "backend": "openai",
+            "openai": {"base_url": fake.url},
+            "profiles": ["interactive"],
+            "settings": {"interactive": {"output_tokens": 60}},
+            # Whether a thread of the same process streams evenly is not what these tests are about.
+            "thresholds": {"interactive": {"max_variance": None}},
+            "measurement": {"max_samples": 6},
+        }
+        self.models: dict[str, Any] = {
+            "models": [{"name": "tiny", "size": "1B", "served": {"Q4_K_M": "fake"}}],
+            "full_mode_quants": ["Q4_K_M", "Q8_0"],
+            "quick_mode_quants": ["Q4_K_M"],
+        }
+        self.write("conftest.py", SWITCH)
+        self.write("suites/test_interactive.py", SUITE)
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def _write_configuration(self) -> None:
+        self.write("configs/config.yaml", yaml.safe_dump(self.config))
+        self.write("configs/models.yaml", yaml.safe_dump(self.models))
+
+    def run(self, *arguments: str) -> pytest.RunResult:
+        """Run pytest in this process."""
+        self._write_configuration()
+        return self.pytester.runpytest_inprocess("--junitxml=junit.xml", *arguments)
+
+    def run_subprocess(self, *arguments: str) -> pytest.RunResult:
+        """Run pytest in a process of its own, as xdist needs."""
+        self._write_configuration()
+        return self.pytester.runpytest_subprocess("--junitxml=junit.xml", *arguments)
+
+    @property
+    def latest(self) -> Path:
+        return (self.path / "results" / "latest").resolve()
+
+    def cells(self) -> list[dict[str, Any]]:
+        return _lines(self.latest / "cells.jsonl")
+
+    def requests(self) -> list[dict[str, Any]]:
+        return _lines(self.latest / "requests.jsonl")
+
+    def junit(self) -> dict[str, ET.Element]:
+        """Test cases by name."""
+        tree = ET.parse(self.path / "junit.xml")
+        return {case.attrib["name"]: case for case in tree.iter("testcase")}
+
+
+def properties(case: ET.Element) -> dict[str, str]:
+    """The properties of a JUnit test case."""
+    return {p.attrib["name"]: p.attrib["value"] for p in case.iter("property")}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]

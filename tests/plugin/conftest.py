@@ -1,0 +1,28 @@
+"""A benchmark suite against the fast fake server, run with pytester."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+# pytester forgets modules that a run inside this process was the first to import; these do not survive a second import.
+import numpy  # noqa: F401, ICN001
+import pytest
+import requests  # noqa: F401
+import rich.console
+import rich.table  # noqa: F401
+import scipy.special
+import scipy.stats  # noqa: F401
+
+from tests.plugin.bench import Bench
+from tests.servers.fake_openai import FakeOpenAI
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI() as server:
+        yield server
+
+
+@pytest.fixture
+def bench(pytester: pytest.Pytester, fake: FakeOpenAI) -> Bench:
+    return Bench(pytester, fake)
