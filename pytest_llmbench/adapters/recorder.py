@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,9 +34,8 @@ class Recorder:
         return bool(self._records) and not any(r.status in {"passed", "failed", "invalid"} for r in self._records)
 
     def pytest_sessionstart(self) -> None:
-        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        for key in self._suite.announcements if reporter is not None else ():
-            reporter.write_line(f"llmbench: {key}: accepted, not used yet")
+        for key in self._suite.announcements:
+            self._say(f"{key}: accepted, not used yet")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Create the run's folder when the first cell starts, and not before."""
@@ -76,8 +75,13 @@ class Recorder:
         data = getattr(report, RECORD_ATTRIBUTE, None)
         if data is not None:
             return CellRecord.model_validate(data)
-        crashed = report.when == "???"  # what xdist writes when a worker died
+        crashed = str(report.when) == "???"  # what xdist writes when a worker died
         return crash_record(self._suite, report) if crashed else None
+
+    def _say(self, text: str) -> None:
+        reporter: pytest.TerminalReporter | None = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(f"llmbench: {text}")
 
     def _give_up(self, exc: RecordError) -> None:
         """Measuring on would only lose what is measured."""
@@ -99,9 +103,7 @@ class Recorder:
             suite.folder.join_parts()
             write_reports(suite.folder.path, self._records, suite.config.output.formats)
         except OSError as exc:
-            reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-            if reporter is not None:
-                reporter.write_line(f"llmbench: reports can not be written: {exc.strerror}; the records are kept")
+            self._say(f"reports can not be written: {exc.strerror}; the records are kept")
         if not suite.config.output.include_logs:
             shutil.rmtree(suite.folder.logs, ignore_errors=True)
         ours_alone = session.exitstatus == pytest.ExitCode.OK or (
@@ -129,7 +131,7 @@ class Recorder:
             terminalreporter.line(NOTHING_MEASURED)
 
 
-def write_reports(folder: Path, records: list[CellRecord], formats: list[str]) -> list[Path]:
+def write_reports(folder: Path, records: list[CellRecord], formats: Sequence[str]) -> list[Path]:
     """Write the derived reports that exist; returns their paths."""
     from pytest_llmbench.reports import WRITERS
 

@@ -64,7 +64,7 @@ def _record(
             "thresholds": list(verdict.results) if verdict else [],
             "rating": run.rating,
             "interpretation": run.interpretation,
-            "flags": measurement.flags if measurement else [error.code] if _is_invalid(error) else [],
+            "flags": measurement.flags if measurement else [reason.code] if reason and status == "invalid" else [],
             "notes": measurement.notes if measurement else [],
             "sampling": measurement.sampling if measurement else {},
             "server": run.server.info if run.server else record.server,
@@ -73,10 +73,6 @@ def _record(
             "duration_seconds": time.monotonic() - run.started_monotonic,
         }
     )
-
-
-def _is_invalid(error: BaseException | None) -> bool:
-    return isinstance(error, CellError) and error.status == "invalid"
 
 
 def _status(run: CellRun, report: pytest.TestReport, error: BaseException | None) -> tuple[Status, Reason | None]:

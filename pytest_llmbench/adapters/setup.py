@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,8 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
     Raises:
         ConfigError: anything the user wrote that can not be used; one line per problem.
     """
+    if sys.platform == "win32":
+        raise ConfigError("pytest-llmbench does not run on Windows; use it inside WSL")
     rootdir = pytest_config.rootpath
     backends, profiles = BackendRegistry(), ProfileRegistry()
     pytest_config.hook.pytest_llmbench_register_backends(registry=backends)

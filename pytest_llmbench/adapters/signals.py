@@ -32,4 +32,8 @@ def end_in_order_on_sigterm(children: Callable[[], Iterable[int]]) -> Callable[[
         pytest.exit("llmbench: asked to end (SIGTERM); stopping servers", returncode=TERMINATED)
 
     previous = signal.signal(signal.SIGTERM, handle)
-    return lambda: signal.signal(signal.SIGTERM, previous) and None
+
+    def restore() -> None:
+        signal.signal(signal.SIGTERM, previous)
+
+    return restore

@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 import time
+from typing import Any
 
 import psutil
 
@@ -60,11 +61,12 @@ class EmbeddedBackend:
         spec, model_path = request.spec, request.model_path
         assert model_path is not None  # noqa: S101 -- brings_model is False
         cached_percent = page_cache_percent(model_path)
-        instructions = {
+        api_key = secrets.token_urlsafe(24)
+        instructions: dict[str, Any] = {
             "parent_pid": os.getpid(),
             "model_path": str(model_path),
             "alias": spec.label,
-            "api_key": secrets.token_urlsafe(24),
+            "api_key": api_key,
             "context_size": spec.context_size,
             "threads": spec.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1,
             "gpu_layers": spec.gpu_layers,
@@ -81,7 +83,7 @@ class EmbeddedBackend:
                 base_url=report["url"],
                 completion_protocol="llama_cpp",
                 model=spec.label,
-                api_key=instructions["api_key"],
+                api_key=api_key,
                 ignores_end_of_sequence=True,
                 controls_cache=True,
             )

@@ -29,20 +29,18 @@ class ResponseParser:
     """Feed bytes as they arrive, take out body pieces.
 
     Attributes:
+        status: HTTP status code, 0 before the header has arrived.
         complete: the response has ended as HTTP says it should.
     """
 
     def __init__(self) -> None:
+        self.status = 0
         self.complete = False
         self.headers: dict[str, str] = {}
         self._header_bytes = 0
+        self._in_header = True
         self._pieces: list[bytes] = []
         self._parser = httptools.HttpResponseParser(self)
-
-    @property
-    def status(self) -> int:
-        """HTTP status code, 0 before the status line has arrived."""
-        return int(self._parser.get_status_code()) if self.headers or self._header_bytes else 0
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take in bytes and return the body pieces in them.
@@ -52,24 +50,30 @@ class ResponseParser:
         """
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as exc:
+            raise RequestError("bad_response", "the server wants to switch to another protocol") from exc
         except (httptools.HttpParserError, UnicodeError) as exc:
             raise RequestError(
                 "bad_response", f"the server does not speak HTTP: {exc}; is this the address of a model server?"
             ) from exc
+        self._header_bytes += len(data) if self._in_header else 0  # a line that never ends is no header yet
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise RequestError("bad_response", f"the response's headers exceed {MAX_HEADER_BYTES} bytes")
         pieces, self._pieces = self._pieces, []
         return pieces
 
     # Called by httptools.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > MAX_HEADER_BYTES:
-            msg = f"response headers exceed {MAX_HEADER_BYTES} bytes"
-            raise httptools.HttpParserError(msg)
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        self.status = int(self._parser.get_status_code())
+        self._in_header = False
 
     def on_body(self, body: bytes) -> None:
         self._pieces.append(body)
 
     def on_message_complete(self) -> None:
-        self.complete = True
+        self._in_header = self.status < 200  # an interim response; the real one follows
+        self.complete = not self._in_header

@@ -7,12 +7,14 @@ their JSON into an ``Answer``.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 from pytest_llmbench.errors import RequestError
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
+_MAX_INTEGER_DIGITS = 30
 
 
 @dataclass(slots=True)
@@ -72,6 +74,7 @@ class SseParser:
     def __init__(self) -> None:
         self._buffer = b""
         self._data: list[bytes] = []
+        self._size_bytes = 0  # of the lines since the last event ended
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Take in bytes and return the data of each event they complete.
@@ -82,18 +85,24 @@ class SseParser:
         events = []
         lines = (self._buffer + chunk).split(b"\n")
         self._buffer = lines.pop()
-        if len(self._buffer) > MAX_EVENT_BYTES:
-            raise RequestError("bad_response", f"one event exceeds {MAX_EVENT_BYTES} bytes; this is no answer stream")
         for raw in lines:
             line = raw.removesuffix(b"\r")
+            self._size_bytes += len(raw)
+            self._check_size(self._size_bytes)
             if not line:
+                self._size_bytes = 0
                 if self._data:
                     events.append(b"\n".join(self._data))
                     self._data = []
             elif line.startswith(b"data:"):
                 self._data.append(line[6:] if line[5:6] == b" " else line[5:])
             # Anything else is a comment or a field (event, id, retry) that no model server gives meaning to.
+        self._check_size(self._size_bytes + len(self._buffer))
         return events
+
+    def _check_size(self, size_bytes: int) -> None:
+        if size_bytes > MAX_EVENT_BYTES:
+            raise RequestError("bad_response", f"one event exceeds {MAX_EVENT_BYTES} bytes; this is no answer stream")
 
 
 class LlamaCppCompletion:
@@ -113,7 +122,8 @@ class LlamaCppCompletion:
         answer.add_text(event.get("content"), t_ns)
         if event.get("stop") is True:
             stop_type = event.get("stop_type")
-            answer.finish_reason = "length" if stop_type == "limit" else str(stop_type)
+            if isinstance(stop_type, str):
+                answer.finish_reason = "length" if stop_type == "limit" else stop_type
             answer.prompt_tokens = _count(event.get("tokens_evaluated"), None)
             answer.model = event.get("model")
             answer.add_timings(event.get("timings"))
@@ -173,9 +183,23 @@ def _reject_constant(name: str) -> NoReturn:
     raise ValueError(msg)
 
 
+def _finite(text: str) -> float:
+    """A number that ``float`` turns into infinity could not be written into a record."""
+    number = float(text)
+    return number if math.isfinite(number) else _reject_constant(text)
+
+
+def _integer(text: str) -> int:
+    """An integer of more digits than any count has could not be divided by."""
+    return int(text) if len(text) <= _MAX_INTEGER_DIGITS else _reject_constant(text)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant, parse_float=_finite, parse_int=_integer)
+
+
 def _parse(data: bytes) -> dict[str, Any]:
     try:
-        event = json.loads(data.decode("utf-8", "replace"), parse_constant=_reject_constant)
+        event = _DECODER.decode(data.decode("utf-8", "replace"))
     except (ValueError, RecursionError) as exc:
         shown = data[:80].decode("utf-8", "replace")
         raise RequestError("bad_response", f"the stream holds something that is not JSON: {shown!r}") from exc

@@ -103,7 +103,7 @@ def send(
     try:
         exchange.run(endpoint, path, json.dumps(body).encode())
     except RequestError as exc:
-        error = exc
+        error = _without_key(exc, endpoint.api_key)
     return _record(exchange, protocol, body, error, cell=cell, index=index, phase=phase)
 
 
@@ -180,10 +180,13 @@ class _Exchange:
         self._check_complete(response)
 
     def _patience(self) -> float:
-        """Seconds until the nearest deadline, more than 0 because 0 would mean not to block."""
+        """Seconds until the nearest deadline. Raises TimeoutError after it, also where bytes come without a pause."""
         elapsed = (time.perf_counter_ns() - self.t_send_ns) / 1e9
         limit = self.deadlines.gap if self.parser.answer.token_times_ns else self.deadlines.first_token - elapsed
-        return max(1e-3, min(limit, self.deadlines.whole - elapsed))
+        patience = min(limit, self.deadlines.whole - elapsed)
+        if patience <= 0:  # and 0 would mean not to block
+            raise TimeoutError
+        return patience
 
     def _too_late(self) -> RequestError:
         elapsed = (time.perf_counter_ns() - self.t_send_ns) / 1e9
@@ -209,6 +212,13 @@ class _Exchange:
         if not "".join(answer.text).strip():
             where = " (all tokens went to reasoning)" if answer.reasoning else ""
             raise RequestError("empty_answer", f"the answer holds no text{where}; an empty answer is a failed request")
+
+
+def _without_key(error: RequestError, api_key: str | None) -> RequestError:
+    """The error as it may be recorded: servers repeat the key they refuse, and records are passed on."""
+    if not api_key or api_key not in error.message:
+        return error
+    return RequestError(error.code, error.message.replace(api_key, "[the key]"), error.evidence)
 
 
 def _http_error(status: int, body: bytes) -> RequestError:

@@ -21,6 +21,7 @@ FLAGS: dict[str, str] = {
     "prompt_cache_hit": "the server answered part of a prompt from its cache; those requests are not samples",
     "short_answer": "answers ended before the requested length; those requests are not samples",
     "failed_requests": "some requests failed; the rest were measured",
+    "drift": "the samples rise or fall with time, so no single number describes them",
     "server_timing_mismatch": "the server's own decode rate differs by more than 5 % from what arrived here",
     "tokens_not_counted": "the server did not say how many tokens it produced; rates are absent",
 }

@@ -24,7 +24,7 @@ _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxlong = _repr.maxother = 120
 
 
-class _Loader(_FastestLoader):  # type: ignore[misc] -- which of the two is known at run time only
+class _Loader(_FastestLoader):  # type: ignore[misc]  # which of the two is known at run time only
     """Remembers on which line it is, so that a value that can not be built has a line too."""
 
     line = 1
@@ -97,7 +97,7 @@ def parse_yaml(text: str, name: str) -> YamlDocument:
         return YamlDocument(name, loader.construct_document(root), root)
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
-        line = min(mark.line, text.count("\n")) + 1 if mark else 1  # libyaml's end of file is a line too far
+        line = min(mark.line + 1, len(text.splitlines())) if mark else 1  # the end of the file is a line too far
         problem = " ".join(filter(None, (exc.context, exc.problem)))
         raise ConfigError(
             _complaint(name, line, f"not valid YAML: {problem}; check indentation, colons and quotes")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from pytest_llmbench.client.request import Generation
 from pytest_llmbench.core.config import InteractiveSettings
 from pytest_llmbench.core.records import RequestRecord
-from pytest_llmbench.core.statistics import median, variation_percent, window_rates
+from pytest_llmbench.core.statistics import has_trend, median, variation_percent, window_rates
 from pytest_llmbench.errors import MeasurementInvalid
 from pytest_llmbench.profiles.base import Measurement, ProfileContext, nonce
 
@@ -44,7 +45,7 @@ class InteractiveProfile:
     """See the module's docstring."""
 
     name = "interactive"
-    emits = (
+    emits: tuple[str, ...] = (
         "ttft_seconds",
         "decode_tokens_per_second",
         "time_per_output_token_ms",
@@ -60,6 +61,8 @@ class InteractiveProfile:
         context.file(context.request(_continuation(story, min(WARMUP_TOKENS, tokens)), "warmup"))
         samples, stop_reason = self._sample(context, story, tokens)
         measurement = _summarise(samples)
+        if has_trend(samples.decode_rates):
+            measurement.flag("drift")
         measurement.sampling = {
             "samples": len(samples.records),
             "rejected": sum(samples.rejected.values()),
@@ -166,9 +169,15 @@ def _server_disagrees(records: list[RequestRecord]) -> bool:
     """Whether the server's own decode rate is off ours by more than the tolerance, in the median."""
     ratios = []
     for record in records:
-        timings = record.server_timings or {}
-        predicted_n, predicted_ms = timings.get("predicted_n"), timings.get("predicted_ms")
-        numbers = isinstance(predicted_n, int) and isinstance(predicted_ms, int | float)
-        if numbers and predicted_n > 1 and predicted_ms > 0 and record.decode_tokens_per_second:
-            ratios.append(record.decode_tokens_per_second / (1000 * (predicted_n - 1) / predicted_ms))
+        server_rate = _server_decode_rate(record.server_timings or {})
+        if server_rate is not None and record.decode_tokens_per_second is not None:
+            ratios.append(record.decode_tokens_per_second / server_rate)
     return bool(ratios) and abs(median(ratios) - 1) > TIMING_TOLERANCE
+
+
+def _server_decode_rate(timings: dict[str, Any]) -> float | None:
+    """Tokens per second by llama.cpp's own clock: its ``predicted_ms`` spans ``predicted_n`` − 1 intervals."""
+    predicted_n, predicted_ms = timings.get("predicted_n"), timings.get("predicted_ms")
+    if not isinstance(predicted_n, int) or not isinstance(predicted_ms, int | float):
+        return None
+    return 1000 * (predicted_n - 1) / predicted_ms if predicted_n > 1 and predicted_ms > 0 else None

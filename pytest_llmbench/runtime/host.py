@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
+from pytest_llmbench.errors import CellError
+
 
 def runtime_dir() -> Path:
     """Where locks shared by all runs of this user live; ``LLMBENCH_RUNTIME_DIR`` overrides it.
@@ -28,7 +30,16 @@ def runtime_dir() -> Path:
     """
     configured = os.environ.get("LLMBENCH_RUNTIME_DIR")
     path = Path(configured) if configured else Path(tempfile.gettempdir()) / f"pytest-llmbench-{os.getuid()}"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        usable = os.access(path, os.W_OK) and (configured is not None or path.stat().st_uid == os.getuid())
+    except OSError:
+        usable = False
+    if not usable:
+        raise CellError(
+            "runtime_dir_unusable",
+            f"locks can not be kept in {path}: it is not ours or can not be written; set LLMBENCH_RUNTIME_DIR",
+        )
     return path
 
 

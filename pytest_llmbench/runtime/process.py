@@ -36,6 +36,7 @@ class ServerProcess:
         self.stderr_log = log_stem.with_name(log_stem.name + "_stderr.log")
         log_stem.parent.mkdir(parents=True, exist_ok=True)
         self._ready_fd, child_fd = os.pipe()
+        self._stopped = False
         self.started_monotonic = time.monotonic()
         try:
             with self.stdout_log.open("ab") as out, self.stderr_log.open("ab") as err:
@@ -116,6 +117,8 @@ class ServerProcess:
 
     def stop(self) -> None:
         """End the process and everything in its session: ask, wait, kill, verify. Safe to call again."""
+        if self._stopped:
+            return  # by now the number may belong to somebody else's process
         with suppress(OSError):
             os.close(self._ready_fd)
         self._ready_fd = -1
@@ -130,12 +133,22 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 logger.warning("server %d did not end within %g s of being asked; killing it", self.pid, _GRACE_SECONDS)
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)  # also what the server may have started in its session
+            os.killpg(self.pid, signal.SIGKILL)  # also what the server may have started
+        _kill_session(self.pid)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE_SECONDS)
         if not _is_gone(self._handle):
             msg = f"server process {self.pid} is still there after SIGKILL; look for a hung driver or disk"
             raise ServerError("server_not_stopped", msg, {"pid": self.pid})
+        self._stopped = True
+
+
+def _kill_session(session: int) -> None:
+    """Kill what has left the server's process group, but is in its session."""
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) == session:
+                os.kill(pid, signal.SIGKILL)
 
 
 def _is_gone(process: psutil.Process) -> bool:

@@ -13,13 +13,13 @@ import yaml
 from tests.servers.fake_openai import FakeOpenAI
 
 ONE_CELL = "suites/test_interactive.py::test_interactive[tiny-Q4_K_M]"
-SUITE = '''
+SUITE = """
 import pytest
 
 @pytest.mark.llmbench(profile="interactive")
 def test_interactive(llm):
     llm.measure().check()
-'''
+"""
 SWITCH = 'pytest_plugins = ["pytest_llmbench.suite"]\n'
 
 

@@ -8,7 +8,10 @@ from tests.plugin.bench import Bench
 
 MISTAKES = {
     "unknown key": ("backend: openai\nunknown_key: 1\n", "configs/config.yaml:2: unknown_key: unknown key"),
-    "misspelt key": ("measurment: {}\n", "configs/config.yaml:1: measurment: unknown key (did you mean 'measurement'?)"),
+    "misspelt key": (
+        "measurment: {}\n",
+        "configs/config.yaml:1: measurment: unknown key (did you mean 'measurement'?)",
+    ),
     "negative threshold": (
         "thresholds:\n  interactive:\n    min_tokens_per_sec: -1\n",
         "configs/config.yaml:3: thresholds.interactive.min_tokens_per_sec: a limit can not be negative",
@@ -23,9 +26,18 @@ MISTAKES = {
         "no metric of profile 'interactive' is judged by this key (did you mean 'max_variance_percent'?)",
     ),
     "misspelt backend": ("backend: embeded\n", "'embeded' is no backend (did you mean 'embedded'?)"),
-    "backend to come": ("backend: ollama\n", "'ollama' can not be run by this version yet; available: embedded, openai"),
-    "address missing": ("backend: openai\n", "configs/config.yaml:1: openai.base_url: backend 'openai' needs the address"),
-    "climbing path": ("model_dir: ../elsewhere\n", "configs/config.yaml:1: model_dir: '../elsewhere' may not climb out"),
+    "backend to come": (
+        "backend: ollama\n",
+        "'ollama' can not be run by this version yet; available: embedded, openai",
+    ),
+    "address missing": (
+        "backend: openai\n",
+        "configs/config.yaml:1: openai.base_url: backend 'openai' needs the address",
+    ),
+    "climbing path": (
+        "model_dir: ../elsewhere\n",
+        "configs/config.yaml:1: model_dir: '../elsewhere' may not climb out",
+    ),
     "climbing log": ("logging: {file: ../log}\n", "configs/config.yaml:1: logging.file: '../log' may not climb out"),
     "repeated variant": ("variants: [{id: a}, {id: a}]\n", "configs/config.yaml:1: variants[1].id: 'a' is used twice"),
     "settings of a profile": (
@@ -137,7 +149,9 @@ def test_shipped_configuration_announces_nothing(bench: Bench) -> None:
 
 def test_ini_keys_stand_in_for_options(bench: Bench) -> None:
     bench.models["models"][0]["served"]["Q8_0"] = "fake"
-    bench.write("pytest.ini", "[pytest]\nllmbench_output = from_ini\nllmbench_mode = quick\nllmbench_no_download = true\n")
+    bench.write(
+        "pytest.ini", "[pytest]\nllmbench_output = from_ini\nllmbench_mode = quick\nllmbench_no_download = true\n"
+    )
     assert bench.run("suites/").ret == pytest.ExitCode.OK
     assert (bench.path / "from_ini" / "latest" / "cells.jsonl").is_file()
     result = bench.run("suites/", "--collect-only", "-q", "--llmbench-mode", "full")

@@ -10,7 +10,7 @@ import pytest
 from pytest_llmbench import hookspecs
 from tests.plugin.bench import SWITCH, Bench
 
-ANSWERS_IN_JSON = '''
+ANSWERS_IN_JSON = """
 import pytest
 
 @pytest.mark.llmbench(profile="interactive")
@@ -18,7 +18,7 @@ def test_answers_in_json(llm):
     reply = llm.chat("Return JSON with keys name and speed.")
     assert reply.json()["name"]
     assert reply.ttft_seconds <= llm.threshold("max_time_to_first_token")
-'''
+"""
 
 
 def test_own_test_passes_and_is_recorded(bench: Bench) -> None:
@@ -54,7 +54,7 @@ def test_threshold_lookup(bench: Bench) -> None:
     bench.config["thresholds"]["interactive"] = {"max_variance": None, "max_time_to_first_token": 3}
     bench.write(
         "suites/test_interactive.py",
-        '''
+        """
 import math
 import pytest
 
@@ -65,7 +65,7 @@ def test_thresholds(llm):
     assert llm.threshold("max_variance") == math.inf
     with pytest.raises(KeyError, match="did you mean 'max_variance'"):
         llm.threshold("max_varianc")
-''',
+""",
     )
     bench.run("suites/").assert_outcomes(passed=1)
 
@@ -106,13 +106,13 @@ def test_registered_profile_runs_the_documented_example(bench: Bench) -> None:
     assert {r["max_tokens"] for r in bench.fake.requests} == {4}
 
 
-SHOUT_SUITE = '''
+SHOUT_SUITE = """
 import pytest
 
 @pytest.mark.llmbench(profile="shout")
 def test_shout(llm):
     llm.measure().check()
-'''
+"""
 
 
 def test_registered_backend_runs_the_documented_example(bench: Bench) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from tests.plugin.bench import SWITCH, Bench, properties
@@ -39,7 +41,7 @@ def test_cells_of_one_device_never_measure_at_once(four_cells: Bench) -> None:
     }
     ordered = sorted(by_cell.values())  # the monotonic clock is one for all processes of a machine
     assert len(ordered) == 4
-    assert all(end <= start for (_, end), (start, _) in zip(ordered, ordered[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(ordered))
 
 
 def test_errors_and_failures_keep_their_kind(four_cells: Bench) -> None:
@@ -62,6 +64,8 @@ def test_crashed_worker_is_recorded_and_the_rest_is_measured(four_cells: Bench) 
         "suites/test_interactive.py",
         """
 import os
+from itertools import pairwise
+
 import pytest
 
 @pytest.mark.llmbench(profile="interactive")

@@ -36,6 +36,12 @@ def test_any_split_of_a_response_with_a_length_gives_the_same_body(body: bytes, 
     assert parser.status == 503
 
 
+def test_not_complete_after_an_interim_response() -> None:
+    parser = ResponseParser()
+    assert body_of(parser, b"HTTP/1.1 100 Continue\r\n\r\n") == b""
+    assert not parser.complete
+
+
 @given(places=st.lists(st.integers(0, 1000)))
 def test_an_interim_response_is_not_the_answer(places: list[int]) -> None:
     parser = ResponseParser()

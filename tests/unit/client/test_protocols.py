@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,6 +17,27 @@ from pytest_llmbench.client.protocols import AnswerParser, LlamaCppCompletion, O
 from pytest_llmbench.errors import RequestError
 
 PARSERS = pytest.mark.parametrize("new_parser", [LlamaCppCompletion, OpenAIChat])
+KNOWN_KEYS = [
+    "content",
+    "stop",
+    "stop_type",
+    "timings",
+    "predicted_n",
+    "cache_n",
+    "tokens_evaluated",
+    "model",
+    "error",
+    "message",
+    "choices",
+    "delta",
+    "finish_reason",
+    "reasoning_content",
+    "usage",
+    "prompt_tokens",
+    "completion_tokens",
+    "prompt_tokens_details",
+    "cached_tokens",
+]
 NewParser = Callable[[], AnswerParser]
 
 _SCRAPS = [
@@ -40,7 +62,7 @@ data_lines = st.binary(max_size=12).filter(lambda line: not {10, 13} & set(line)
 def cut(stream: bytes, places: list[int]) -> list[bytes]:
     """The stream in pieces, some of them empty."""
     edges = [0, *sorted(place % (len(stream) + 1) for place in places), len(stream)]
-    return [stream[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    return [stream[begin:end] for begin, end in pairwise(edges)]
 
 
 def events_of(*chunks: bytes) -> list[bytes]:
@@ -239,9 +261,7 @@ class TestEveryParser:
             lambda inner: (
                 st.lists(inner, max_size=3)
                 | st.dictionaries(
-                    st.sampled_from(
-                        ["content", "stop", "stop_type", "timings", "predicted_n", "cache_n", "tokens_evaluated", "model", "error", "message", "choices", "delta", "finish_reason", "reasoning_content", "usage", "prompt_tokens", "completion_tokens", "prompt_tokens_details", "cached_tokens"]
-                    ),
+                    st.sampled_from(KNOWN_KEYS),
                     inner,
                     max_size=6,
                 )

@@ -1,0 +1,46 @@
+"""The real engine on the real small model. The model is fetched once, the way a user's is, and then found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy  # noqa: F401, ICN001 -- see tests/plugin/conftest.py
+import pytest
+import requests  # noqa: F401
+import rich.table  # noqa: F401
+import scipy.stats  # noqa: F401
+
+from pytest_llmbench.core.config import Models, validate
+from pytest_llmbench.core.yaml_source import load_yaml
+from pytest_llmbench.runtime.models import ModelStore
+from pytest_llmbench.runtime.share import share_dir
+from tests.integration.suite import EmbeddedSuite, our_processes
+
+
+class _Silent:
+    def step(self, what: str, done_bytes: int, total_bytes: int | None) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def model_path(pytestconfig: pytest.Config) -> Path:
+    """SmolLM2-135M-Instruct Q4_1, below ``models/`` of the checkout."""
+    models = validate(Models, load_yaml(share_dir("configs") / "models.yaml", "models.yaml"))
+    root = pytestconfig.rootpath
+    path, _ = ModelStore(root / "models", root, may_download=True).fetch(models.models[0], "Q4_1", _Silent())
+    return path
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester, model_path: Path) -> EmbeddedSuite:
+    return EmbeddedSuite(pytester, model_path)
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_process() -> Iterator[None]:
+    before = our_processes()
+    yield
+    left = our_processes() - before
+    assert not left, f"processes left behind: {left} (parent {os.getpid()})"

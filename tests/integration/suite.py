@@ -1,0 +1,131 @@
+"""A suite on the embedded engine, run in a process of its own so that it can be signalled and killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tests.plugin.bench import SUITE, SWITCH
+
+
+def our_processes() -> set[int]:
+    """Pids of running engine children, whoever started them; zombies are gone."""
+    found = set()
+    for process in psutil.process_iter(["cmdline", "status"]):
+        command = process.info["cmdline"] or []
+        running = process.info["status"] != psutil.STATUS_ZOMBIE
+        if "pytest_llmbench.backends.embedded_child" in command and running:
+            found.add(process.pid)
+    return found
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Poll a condition; whether it came true in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return condition()
+
+
+class EmbeddedSuite:
+    """One cell on the embedded engine, with answers short enough for a test."""
+
+    def __init__(self, pytester: pytest.Pytester, model_path: Path) -> None:
+        self.path = pytester.path
+        self.model_path = model_path
+        self.output_tokens = 60
+        self.config: dict[str, Any] = {
+            "embedded": {"default_ctx_size": 512},
+            "profiles": ["interactive"],
+            "thresholds": {"interactive": {"max_variance": None}},
+            "measurement": {"max_samples": 6},
+            "limits": {"max_load_time": 60},
+        }
+        self.models: dict[str, Any] = {"models": [self.model("smol")], "full_mode_quants": ["Q4_1"]}
+        self.write("conftest.py", SWITCH)
+        self.write("suites/test_interactive.py", SUITE)
+
+    def model(self, name: str, path: Path | None = None, size: str = "135M") -> dict[str, Any]:
+        source = {"path": str(path or self.model_path)}
+        return {"name": name, "size": size, "files": {"Q4_1": f"{name}.gguf"}, "source": source}
+
+    def write(self, name: str, text: str) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start pytest; the caller waits."""
+        self.config["settings"] = {"interactive": {"output_tokens": self.output_tokens}}
+        self.write("configs/config.yaml", yaml.safe_dump(self.config))
+        self.write("configs/models.yaml", yaml.safe_dump(self.models))
+        command = [sys.executable, "-m", "pytest", "suites/", "--junitxml=junit.xml", *arguments]
+        log = (self.path / "pytest.log").open("w")
+        with log:
+            return subprocess.Popen(
+                command, cwd=self.path, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            )
+
+    def run(self, *arguments: str) -> int:
+        """Run pytest to its end; the exit status."""
+        process = self.start(*arguments)
+        try:
+            return process.wait(100)
+        finally:
+            process.kill()
+            process.wait()
+
+    @property
+    def output(self) -> str:
+        return (self.path / "pytest.log").read_text()
+
+    @property
+    def latest(self) -> Path:
+        return (self.path / "results" / "latest").resolve()
+
+    def cells(self) -> list[dict[str, Any]]:
+        return _lines(self.latest / "cells.jsonl")
+
+    def requests(self) -> list[dict[str, Any]]:
+        return _lines(self.latest / "requests.jsonl")
+
+    def requests_so_far(self) -> int:
+        """Requests on disk, also while workers write to parts of their own."""
+        return sum(
+            path.read_text().count("\n") for path in (self.path / "results").rglob("requests*.jsonl") if path.is_file()
+        )
+
+    def junit(self) -> dict[str, ET.Element]:
+        tree = ET.parse(self.path / "junit.xml")
+        return {case.attrib["name"]: case for case in tree.iter("testcase")}
+
+
+def server_pids(parent: int) -> list[int]:
+    """Engine children below a process."""
+    try:
+        below = {process.pid for process in psutil.Process(parent).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return []
+    return sorted(below & our_processes())
+
+
+def environment_without(*names: str) -> dict[str, str]:
+    """This environment less some variables."""
+    return {name: value for name, value in os.environ.items() if name not in names}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]

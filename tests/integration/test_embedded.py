@@ -1,0 +1,281 @@
+"""The embedded engine on the small model: the whole journey of a cell, and what can go wrong on it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import statistics
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.suite import EmbeddedSuite, server_pids, wait_until
+
+
+def test_cell_is_measured_and_agrees_with_the_servers_own_clock(suite: EmbeddedSuite) -> None:
+    suite.output_tokens = 120
+    assert suite.run() == 0, suite.output
+    (cell,) = suite.cells()
+    assert cell["status"] == "passed"
+    assert cell["flags"] == []
+    assert cell["server"]["context_size"] == 512
+    assert cell["server"]["load_seconds"] > 0
+    assert cell["model_file"]["sha256"].startswith("b179c952")
+    samples = [r for r in suite.requests() if r["phase"] == "sample"]
+    assert {r["output_tokens"] for r in samples} == {120}
+    assert {r["cached_tokens"] for r in samples} == {0}
+    assert {r["finish_reason"] for r in samples} == {"length"}
+    assert {r["output_tokens_source"] for r in samples} == {"timings.predicted_n"}
+    ratios, extra_ms = [], []
+    for request in samples:
+        timings = request["server_timings"]
+        server_rate = 1000 * (timings["predicted_n"] - 1) / timings["predicted_ms"]
+        ratios.append(request["decode_tokens_per_second"] / server_rate)
+        extra_ms.append(1000 * request["ttft_seconds"] - timings["prompt_ms"])
+    assert statistics.median(ratios) == pytest.approx(1, abs=0.01)
+    # What is beyond the prompt: connection hand-over, tokenising, sampling and sending the first token.
+    assert 0 < statistics.median(extra_ms) <= 6
+
+
+def test_secrets_of_the_server_are_nowhere_on_disk(suite: EmbeddedSuite) -> None:
+    suite.write(
+        "suites/test_interactive.py",
+        """
+import pytest
+
+@pytest.mark.llmbench(profile="interactive")
+def test_key(llm, server, tmp_path_factory):
+    assert len(server.endpoint.api_key) > 20
+    assert server.endpoint.base_url.startswith("http://127.0.0.1:")
+    (tmp_path_factory.getbasetemp() / "key").write_text(server.endpoint.api_key)
+    assert llm.chat("Say hello.", max_tokens=8).text
+""",
+    )
+    assert suite.run(f"--basetemp={suite.path / 'base'}") == 0, suite.output
+    key = (suite.path / "base" / "key").read_text()
+    for path in (suite.path / "results").rglob("*"):
+        if path.is_file():
+            assert key not in path.read_text(errors="replace"), path
+
+
+def test_server_refuses_strangers_and_hides_its_key_from_the_process_list(suite: EmbeddedSuite) -> None:
+    suite.write(
+        "suites/test_interactive.py",
+        """
+import dataclasses
+import psutil
+import pytest
+from pytest_llmbench.client.control import get_json
+from pytest_llmbench.errors import RequestError
+
+@pytest.mark.llmbench(profile="interactive")
+def test_key(server):
+    stranger = dataclasses.replace(server.endpoint, api_key="wrong")
+    with pytest.raises(RequestError) as caught:
+        get_json(stranger, "/props")
+    assert caught.value.code == "wrong_key"
+    process = psutil.Process(server.info.pid)
+    assert server.endpoint.api_key not in " ".join(process.cmdline())
+    assert server.endpoint.api_key not in str(process.environ())
+    assert {c.laddr.ip for c in process.net_connections() if c.status == "LISTEN"} == {"127.0.0.1"}
+    assert os.getsid(process.pid) == process.pid
+""".replace("import dataclasses", "import dataclasses\nimport os"),
+    )
+    assert suite.run() == 0, suite.output
+
+
+def test_one_start_serves_all_cells_of_a_server_key(suite: EmbeddedSuite) -> None:
+    suite.config["variants"] = [
+        {"id": "one"},
+        {"id": "strict", "thresholds": {"interactive": {"min_tokens_per_sec": 3}}},
+        {"id": "small", "ctx_size": 256},
+    ]
+    assert suite.run() == 0, suite.output
+    pids = {c["variant"]: c["server"]["pid"] for c in suite.cells()}
+    assert pids["one"] == pids["strict"] != pids["small"]
+    assert [c["server"]["context_size"] for c in suite.cells()] == [512, 512, 256]
+
+
+def test_half_a_model_file_is_an_error_with_the_logs_tail_and_not_tried_again(suite: EmbeddedSuite) -> None:
+    half = suite.path / "half.gguf"
+    half.write_bytes(suite.model_path.read_bytes()[: suite.model_path.stat().st_size // 2])
+    suite.models["models"].insert(0, suite.model("half", half, "100M"))
+    suite.write("suites/test_again.py", (suite.path / "suites/test_interactive.py").read_text())
+    assert suite.run() == 1
+    assert [(c["model"], c["status"]) for c in suite.cells()] == [
+        ("half", "error"),
+        ("half", "error"),
+        ("smol", "passed"),
+        ("smol", "passed"),
+    ]
+    first, second = suite.cells()[:2]
+    assert first["reason"]["code"] == second["reason"]["code"] == "server_start_failed"
+    assert "data is not within the file bounds" in first["reason"]["message"]
+    assert second["reason"]["message"].startswith("not tried again: ")
+    assert second["duration_seconds"] < 0.5
+    (error,) = suite.junit()["test_interactive[half-Q4_1]"].iter("error")
+    assert "data is not within the file bounds" in (error.text or "")
+    assert not re.search(r"\.py:\d+", error.text or "")
+    assert "Traceback" not in suite.output
+    assert (suite.latest / "logs" / "half_Q4_1_stderr.log").stat().st_size > 0
+
+
+def test_context_beyond_the_trained_one_is_refused(suite: EmbeddedSuite) -> None:
+    suite.config["embedded"]["default_ctx_size"] = 16384
+    assert suite.run() == pytest.ExitCode.NO_TESTS_COLLECTED
+    (cell,) = suite.cells()
+    assert cell["reason"]["code"] == "context_mismatch"
+    assert cell["reason"]["evidence"] == {"asked_tokens": 16384, "actual_tokens": 8192}
+
+
+def test_too_slow_a_start_is_given_up(suite: EmbeddedSuite) -> None:
+    suite.config["limits"]["max_load_time"] = 0.05
+    assert suite.run() == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert suite.cells()[0]["reason"]["code"] == "server_start_timeout"
+
+
+def test_settings_of_the_engine_are_obeyed(suite: EmbeddedSuite) -> None:
+    suite.config["embedded"] |= {"default_threads": 1}
+    suite.config["variants"] = [{"id": "q8", "cache_type_k": "q8_0", "cache_type_v": "q8_0", "threads": 2}, {"id": "d"}]
+    assert suite.run() == 0, suite.output
+    q8, default = suite.cells()
+    assert (q8["server"]["args"]["threads"], default["server"]["args"]["threads"]) == (2, 1)
+    assert q8["server"]["args"]["cache_type_k"] == "q8_0"
+    assert "n_threads = 1" in (suite.latest / "logs" / "smol_Q4_1_d_stderr.log").read_text()
+
+
+def test_killed_server_is_an_error_and_the_next_cell_gets_a_new_one(suite: EmbeddedSuite) -> None:
+    suite.write(
+        "suites/test_interactive.py",
+        """
+import os
+import signal
+import pytest
+
+@pytest.mark.llmbench(profile="interactive")
+def test_a_killed(llm, server):
+    os.kill(server.info.pid, signal.SIGKILL)
+    llm.measure().check()
+
+@pytest.mark.llmbench(profile="interactive")
+def test_b_after(llm, server):
+    llm.measure().check()
+""",
+    )
+    assert suite.run() == 1
+    killed, after = suite.cells()
+    assert (killed["status"], killed["reason"]["code"]) == ("error", "server_died")
+    assert "SIGKILL" in killed["reason"]["message"]
+    assert after["status"] == "passed"
+    assert after["server"]["pid"] != killed["server"]["pid"]
+
+
+def test_measures_against_a_server_that_runs_already(suite: EmbeddedSuite) -> None:
+    """The ``openai`` backend on a real engine: same model, same machine, two ways in."""
+    suite.write(
+        "suites/test_interactive.py",
+        """
+import pytest
+from pytest_llmbench.adapters.llm import LLM
+from pytest_llmbench.backends.base import StartRequest
+from pytest_llmbench.backends.openai import OpenAIBackend
+from pytest_llmbench.client.request import Generation, send
+from pytest_llmbench.core.cell import ServerSpec
+
+@pytest.mark.llmbench(profile="interactive")
+def test_both_ways(llm, server, monkeypatch):
+    monkeypatch.setenv("KEY", server.endpoint.api_key)
+    spec = ServerSpec("openai", "x", base_url=server.endpoint.base_url, api_key_env="KEY", context_size=512)
+    other = OpenAIBackend().start(StartRequest(spec, None, None))
+    assert other.info.context_size == 512
+    assert other.notes == ()
+    record = send(other.endpoint, Generation(max_tokens=40, prompt="Once", demand_length=True))
+    assert record.ok, record.error_message
+    assert (record.output_tokens, record.finish_reason, record.cached_tokens) == (40, "length", 0)
+    assert record.server_timings["predicted_n"] == 40
+""",
+    )
+    assert suite.run() == 0, suite.output
+
+
+def test_sigterm_ends_in_order(suite: EmbeddedSuite) -> None:
+    suite.models["models"].append(suite.model("second", size="200M"))
+    suite.models["models"].append(suite.model("third", size="300M"))
+    process = suite.start()
+    assert wait_until(lambda: suite.requests_so_far() >= 9, 60), suite.output  # in the middle of the second cell
+    assert server_pids(process.pid)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 143
+    assert [c["model"] for c in suite.cells()] == ["smol"]
+    assert (suite.latest / "summary.md").is_file()
+    assert "SIGTERM" in suite.output
+
+
+def test_ctrl_c_ends_in_order(suite: EmbeddedSuite) -> None:
+    suite.output_tokens = 300
+    process = suite.start()
+    assert wait_until(lambda: suite.requests_so_far() >= 2, 60), suite.output
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == pytest.ExitCode.INTERRUPTED
+    assert not server_pids(process.pid)
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "n2"])
+def test_kill_9_takes_the_server_along(suite: EmbeddedSuite, workers: tuple[str, ...]) -> None:
+    suite.output_tokens = 300
+    suite.models["models"].append(suite.model("second", size="200M"))
+    process = suite.start(*workers)
+    assert wait_until(lambda: suite.requests_so_far() >= 2, 60), suite.output
+    below = [p.pid for p in psutil.Process(process.pid).children(recursive=True)]
+    servers = server_pids(process.pid)
+    assert servers
+    process.kill()
+    process.wait()
+    assert wait_until(lambda: not any(_runs(pid) for pid in servers), 2)
+    assert wait_until(lambda: not any(_runs(pid) for pid in below), 2)
+
+
+def test_sigterm_ends_workers_too(suite: EmbeddedSuite) -> None:
+    suite.output_tokens = 300
+    suite.models["models"] += [suite.model("second", size="200M"), suite.model("third", size="300M")]
+    process = suite.start("-n", "2")
+    assert wait_until(lambda: suite.requests_so_far() >= 9, 60), suite.output
+    below = [p.pid for p in psutil.Process(process.pid).children(recursive=True)]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 143, suite.output
+    assert wait_until(lambda: not any(_runs(pid) for pid in below), 2)
+    assert len(suite.cells()) >= 1
+    assert len(suite.requests()) >= 9
+    assert not (suite.latest / "parts").exists()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_two_runs_on_one_machine_take_turns(suite: EmbeddedSuite, tmp_path: Path) -> None:
+    first = suite.start("--llmbench-output", str(tmp_path / "one"))
+    second = suite.start("--llmbench-output", str(tmp_path / "two"), "--junitxml", os.devnull)
+    try:
+        assert (first.wait(100), second.wait(100)) == (0, 0)
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.wait()
+    spans = []
+    for name in ("one", "two"):
+        suite_requests = _requests(tmp_path / name / "latest" / "requests.jsonl")
+        spans.append((suite_requests[0]["t_send_ns"], suite_requests[-1]["t_end_ns"]))
+    spans.sort()
+    assert spans[0][1] <= spans[1][0]
+
+
+def _requests(path: Path) -> list[dict[str, int]]:
+    import json
+
+    return [json.loads(line) for line in path.read_text().splitlines()]

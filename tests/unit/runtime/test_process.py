@@ -1,0 +1,224 @@
+"""Server processes, with small children that behave and misbehave. Afterwards nothing may be left of any."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pytest_llmbench.errors import ServerError
+from pytest_llmbench.runtime import process as process_module
+from pytest_llmbench.runtime.process import ServerProcess
+
+PRELUDE = """
+import json, os, signal, subprocess, sys, time
+instructions = json.loads(sys.stdin.readline())
+def ready(**report):
+    os.write(int(sys.argv[-1]), json.dumps(report).encode() + b"\\n")
+def sleep_in_a_child(**options):
+    return subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, **options).pid
+"""
+WAIT_FOR_THE_END = "\nsys.stdin.read()\n"
+Start = Callable[..., ServerProcess]
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; a zombie nobody reaps has."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a child that runs this code; whatever the test does, it is ended."""
+    started: list[ServerProcess] = []
+
+    def start(code: str, instructions: dict[str, Any] | None = None, *, prelude: str = PRELUDE) -> ServerProcess:
+        command = [sys.executable, "-I", "-S", "-c", prelude + textwrap.dedent(code)]
+        started.append(ServerProcess(command, instructions or {}, tmp_path / "logs" / "tiny"))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+        assert gone(server.pid)
+
+
+def test_a_server_that_gets_ready(start: Start) -> None:
+    server = start("ready(url='http://x', key=instructions['key'])" + WAIT_FOR_THE_END, {"key": "secret"})
+    assert server.wait_ready(10) == {"url": "http://x", "key": "secret"}
+    assert server.alive
+    assert "secret" not in " ".join(psutil.Process(server.pid).cmdline())
+    server.stop()
+    assert gone(server.pid)
+
+
+def test_the_end_of_standard_input_is_enough(start: Start, tmp_path: Path) -> None:
+    """What a child is told when its parent is killed: it can put its things in order."""
+    note = tmp_path / "note"
+    code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); ready(); sys.stdin.read(); open(instructions['note'], 'x')"
+    server = start(code, {"note": str(note)})
+    server.wait_ready(10)
+    server.stop()
+    assert note.exists()
+
+
+def test_a_server_that_ends_early(start: Start) -> None:
+    server = start("print('no such model', file=sys.stderr); sys.exit(3)")
+    with pytest.raises(ServerError, match="exit status 3") as caught:
+        server.wait_ready(10)
+    assert caught.value.code == "server_start_failed"
+    assert caught.value.evidence == {"exit_status": 3, "log_tail": "no such model"}
+    assert "no such model" in caught.value.message
+    assert gone(server.pid)
+
+
+def test_a_server_that_ends_before_it_reads_its_instructions(start: Start) -> None:
+    server = start("raise SystemExit(4)", {"padding": "x" * 20_000}, prelude="")
+    with pytest.raises(ServerError, match="exit status 4"):
+        server.wait_ready(10)
+
+
+def test_a_server_that_is_killed_while_starting(start: Start) -> None:
+    server = start("os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(ServerError, match="killed by SIGKILL; perhaps the kernel ran out of memory") as caught:
+        server.wait_ready(10)
+    assert caught.value.evidence["exit_status"] == -signal.SIGKILL
+
+
+def test_a_server_that_ends_in_the_middle_of_its_report(start: Start) -> None:
+    server = start("os.write(int(sys.argv[-1]), b'{\"url\": ')")
+    with pytest.raises(ServerError) as caught:
+        server.wait_ready(10)
+    assert caught.value.code == "server_start_failed"
+
+
+def test_a_server_that_is_never_ready(start: Start) -> None:
+    server = start("print('loading', file=sys.stderr, flush=True)" + WAIT_FOR_THE_END)
+    began = time.monotonic()
+    with pytest.raises(ServerError, match="loading") as caught:
+        server.wait_ready(0.4)
+    assert 0.3 < time.monotonic() - began < 3
+    assert caught.value.code == "server_start_timeout"
+    assert caught.value.evidence == {"timeout_seconds": 0.4, "log_tail": "loading"}
+    assert gone(server.pid)
+
+
+def test_a_server_that_will_not_be_asked_is_killed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "_GRACE_SECONDS", 0.3)
+    server = start("signal.signal(signal.SIGTERM, signal.SIG_IGN); ready(); time.sleep(60)")
+    server.wait_ready(10)
+    began = time.monotonic()
+    server.stop()
+    assert time.monotonic() - began >= 0.3
+    assert gone(server.pid)
+    assert "killed by SIGKILL" in server.died("server_died", "it ended").message
+
+
+def test_a_server_that_dies_in_use_is_described(start: Start) -> None:
+    server = start("ready(); sys.stdin.readline(); sys.stderr.write('out of memory'); os.abort()")
+    server.wait_ready(10)
+    os.kill(server.pid, signal.SIGABRT)
+    error = server.died("server_died", "the server ended while it was being used")
+    assert error.code == "server_died"
+    assert error.evidence["exit_status"] == -signal.SIGABRT
+    assert "killed by SIGABRT" in error.message
+    assert "kernel" not in error.message
+    assert not server.alive
+
+
+def test_much_output_does_not_block(start: Start) -> None:
+    server = start(
+        """
+        for stream in (sys.stderr, sys.stdout):
+            for number in range(200):
+                print(f"{number:04d}", "x" * 1018, file=stream)
+            stream.flush()
+        ready()
+        sys.stdin.read()
+        """
+    )
+    server.wait_ready(10)
+    assert server.stderr_log.stat().st_size == 200 * 1024
+    assert server.stdout_log.stat().st_size == 200 * 1024
+    tail = server.log_tail()
+    assert len(tail) <= 4096
+    assert tail.splitlines()[-1].startswith("0199 ")
+    server.stop()
+    assert server.log_tail() == tail
+
+
+def test_the_tail_is_that_of_the_last_start(start: Start) -> None:
+    for word in ("first", "second"):
+        server = start(f"print({word!r}, file=sys.stderr); sys.exit(1)")
+        with pytest.raises(ServerError):
+            server.wait_ready(10)
+    assert server.log_tail() == "second"
+    assert server.stderr_log.read_text() == "first\nsecond\n"
+
+
+@pytest.mark.parametrize("dies_first", [False, True], ids=["running", "dead already"])
+@pytest.mark.parametrize("options", ["", "preexec_fn=os.setpgrp"], ids=["same group", "group of its own"])
+def test_what_the_server_started_ends_too(start: Start, options: str, dies_first: bool) -> None:
+    ending = "sys.exit(0)" if dies_first else "sys.stdin.read()"
+    server = start(f"ready(child=sleep_in_a_child({options})); {ending}")
+    child: int = server.wait_ready(10)["child"]
+    if dies_first:
+        assert gone(server.pid)
+    assert psutil.pid_exists(child)
+    server.stop()
+    assert gone(child)
+
+
+def test_what_a_server_started_that_never_got_ready_ends_too(start: Start, tmp_path: Path) -> None:
+    note = tmp_path / "child"
+    server = start("open(instructions['note'], 'w').write(str(sleep_in_a_child()))", {"note": str(note)})
+    with pytest.raises(ServerError):  # the child has inherited no pipe, so the end is seen
+        server.wait_ready(10)
+    assert gone(int(note.read_text()))
+
+
+def test_stopping_again_signals_nobody(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By then the number may belong to somebody else."""
+    server = start("ready()" + WAIT_FOR_THE_END)
+    server.wait_ready(10)
+    server.stop()
+    signalled: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "killpg", lambda *arguments: signalled.append(arguments))
+    server.stop()
+    assert signalled == []
+
+
+def test_a_program_that_does_not_exist(tmp_path: Path) -> None:
+    before = psutil.Process().num_fds()
+    with pytest.raises(ServerError, match=r"no-such-program can not be started: No such file") as caught:
+        ServerProcess([str(tmp_path / "no-such-program")], {}, tmp_path / "tiny")
+    assert caught.value.code == "server_start_failed"
+    assert psutil.Process().num_fds() == before
+
+
+def test_no_descriptor_is_left(start: Start) -> None:
+    before = psutil.Process().num_fds()
+    for code in ("ready()" + WAIT_FOR_THE_END, "sys.exit(1)"):
+        server = start(code)
+        try:
+            server.wait_ready(10)
+        except ServerError:
+            continue
+        server.stop()
+    assert psutil.Process().num_fds() == before
