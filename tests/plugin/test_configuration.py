@@ -20,7 +20,7 @@ MISTAKES = {
         "profiles: [interactive, interactve]\n",
         "configs/config.yaml:1: profiles[1]: 'interactve' is no profile (did you mean 'interactive'?)",
     ),
-    "syntax error": ("backend: [openai\n", "configs/config.yaml:2: not valid YAML"),
+    "syntax error": ("backend: [openai\n", "configs/config.yaml:1: not valid YAML"),
     "threshold without a metric": (
         "thresholds: {interactive: {max_variance_percnt: 3}}\n",
         "no metric of profile 'interactive' is judged by this key (did you mean 'max_variance_percent'?)",

@@ -43,8 +43,10 @@ def test_model_sizes_are_numbers_of_parameters(label: str, parameters: float) ->
 
 @pytest.mark.parametrize(
     "label",
-    ["", "7", "B", "7 B", "7G", "1.B", ".5B", "-1B", "x7B", "8x", "1e3M", "7B\n", "1\N{KELVIN SIGN}"]
-    + ["\N{ARABIC-INDIC DIGIT ONE}B", "9" * 400 + "x1B", "9" * 5000 + "B"],
+    [
+        *("", "7", "B", "7 B", "7G", "1.B", ".5B", "-1B", "x7B", "8x", "1e3M", "7B\n"),
+        *("1\N{KELVIN SIGN}", "\N{ARABIC-INDIC DIGIT ONE}B", "9" * 400 + "x1B", "9" * 5000 + "B"),
+    ],
 )
 def test_other_labels_are_refused_with_examples(label: str) -> None:
     with pytest.raises(ValueError, match="is not a model size; write a number and K, M, B or T, for example 135M"):
@@ -56,9 +58,11 @@ def test_any_label_is_a_finite_size_or_refused(label: str) -> None:
     try:
         size = parse_model_size(label)
     except ValueError as exc:
-        assert repr(label) in str(exc)
+        refusal = str(exc)
     else:
         assert 0 <= size < float("inf")
+        return
+    assert refusal.startswith(f"{label!r} is not a model size")
 
 
 def test_quantizations_come_in_the_founding_order_then_by_name() -> None:

@@ -210,9 +210,7 @@ def test_a_model_in_shards_is_loaded_by_its_first() -> None:
 def test_a_variant_replaces_the_defaults_even_by_zero() -> None:
     spec = _spec(
         "embedded: {default_threads: 3, gpu_layers: 5}\n"
-        "variants: [{id: v 1, ctx_size: 1024, threads: 8, gpu_layers: 0, cache_type_k: q8_0, cache_type_v: q4_0}]".replace(
-            "v 1", "v.1"
-        )
+        "variants: [{id: v.1, ctx_size: 1024, threads: 8, gpu_layers: 0, cache_type_k: q8_0, cache_type_v: q4_0}]"
     )
     assert (spec.context_size, spec.threads, spec.gpu_layers) == (1024, 8, 0)
     assert (spec.cache_type_k, spec.cache_type_v) == ("q8_0", "q4_0")

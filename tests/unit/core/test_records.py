@@ -185,7 +185,7 @@ def test_a_metric_is_never_infinite_or_no_number(value: float) -> None:
 
 def test_a_record_does_not_change_afterwards() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        _request().output = "other"
+        setattr(_request(), "output", "other")  # noqa: B010 -- a type checker refuses the plain assignment
 
 
 def test_records_of_a_later_minor_version_may_hold_more_keys() -> None:
@@ -220,6 +220,8 @@ def test_any_json_is_a_cell_record_or_refused(data: Any) -> None:
     try:
         record = cell_from(data, "cells.jsonl:1")
     except RecordError as exc:
-        assert str(exc).startswith("cells.jsonl:1: ")
+        refusal = str(exc)
     else:
         assert isinstance(record, CellRecord)
+        return
+    assert refusal.startswith("cells.jsonl:1: not a cell record: ") or "upgrade" in refusal

@@ -131,7 +131,7 @@ def test_a_server_that_will_not_be_asked_is_killed(start: Start, monkeypatch: py
 
 
 def test_a_server_that_dies_in_use_is_described(start: Start) -> None:
-    server = start("ready(); sys.stdin.readline(); sys.stderr.write('out of memory'); os.abort()")
+    server = start("ready()" + WAIT_FOR_THE_END)
     server.wait_ready(10)
     os.kill(server.pid, signal.SIGABRT)
     error = server.died("server_died", "the server ended while it was being used")

@@ -1,0 +1,36 @@
+"""Names and messages that are more than text to a spreadsheet, a Markdown reader or a terminal."""
+
+from __future__ import annotations
+
+HOSTILE = [
+    "a|b||c",
+    "\\|",
+    "a\\",
+    "<script>alert(1)</script>",
+    "<!-- comment",
+    "&lt;b&gt;",
+    "`code`",
+    "*a* **b** _c_ ~~d~~",
+    "[text](javascript:alert(1))",
+    "![image](http://x.invalid/y.png)",
+    "[ref]: http://x.invalid",
+    "# heading",
+    "=cmd|'/c calc'!A1",
+    "+1+1",
+    "-1-1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    'a,b;"c"',
+    "first\nsecond",
+    "first\r\n\r\nsecond",
+    "first\u2028second\x85third\x0cfourth",
+    "lone \ud800 surrogate",
+    "\x1b[31mred\x1b[0m",
+    "\x1b]0;title\x07",
+    "\x9b31mred",
+    "back\x08space \x7f",
+    "\u202eright to left",
+    "",
+]
