@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_arguments(command)
-        command.set_defaults(run=run)
+        command.set_defaults(command=run)  # not `run`: that is an argument of report
     options = parser.parse_args(arguments)
-    run_command: Callable[[argparse.Namespace], int] = options.run
+    run_command: Callable[[argparse.Namespace], int] = options.command
     return run_command(options)
 
 
@@ -56,22 +57,22 @@ def _init(options: argparse.Namespace) -> int:
         for path in sorted(source.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 files[folder / name / path.relative_to(source)] = path.read_bytes()
-    in_the_way = [path for path, content in files.items() if path.exists() and path.read_bytes() != content]
-    if in_the_way and not options.force:
-        names = "\n".join(f"  {path}" for path in in_the_way)
-        print(
-            f"llmbench: these files exist and differ; nothing was written (--force replaces them):\n{names}",
-            file=sys.stderr,
-        )
-        return 1
     try:
+        in_the_way = [path for path, content in files.items() if path.exists() and path.read_bytes() != content]
+        if in_the_way and not options.force:
+            names = "\n".join(f"  {path}" for path in in_the_way)
+            print(
+                f"llmbench: these files exist and differ; nothing was written (--force replaces them):\n{names}",
+                file=sys.stderr,
+            )
+            return 1
         for path, content in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     except OSError as exc:
         print(f"llmbench: {exc.filename} can not be written: {exc.strerror}", file=sys.stderr)
         return 1
-    where = "" if folder == Path() else f"cd {folder} && "
+    where = "" if folder == Path() else f"cd {shlex.quote(str(folder))} && "
     print(f"wrote {len(files)} files; next: {where}pytest suites/")
     return 0
 

@@ -25,6 +25,11 @@ from collections.abc import Mapping
 Primitive = str | int | float | bool | None
 
 
+def _readable(text: str) -> str:
+    """Escape what a terminal would obey and what UTF-8 can not hold: messages quote servers, models and logs."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class LlmbenchError(Exception):
     """Base of the tree."""
 
@@ -49,6 +54,7 @@ class CellError(LlmbenchError):
     status = "error"
 
     def __init__(self, code: str, message: str, evidence: Mapping[str, Primitive] | None = None) -> None:
+        message = _readable(message)
         super().__init__(message)
         self.code = code
         self.message = message

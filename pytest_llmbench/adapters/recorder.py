@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -72,9 +73,9 @@ class Recorder:
             self._give_up(exc)
 
     def _record_of(self, report: pytest.TestReport) -> CellRecord | None:
-        data = getattr(report, RECORD_ATTRIBUTE, None)
-        if data is not None:
-            return CellRecord.model_validate(data)
+        line: str | None = getattr(report, RECORD_ATTRIBUTE, None)
+        if line is not None:
+            return CellRecord.model_validate(json.loads(line))
         crashed = str(report.when) == "???"  # what xdist writes when a worker died
         return crash_record(self._suite, report) if crashed else None
 

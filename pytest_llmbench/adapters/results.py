@@ -12,11 +12,12 @@ from pytest_llmbench.adapters.llm import CellRun
 from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.matrix import Combination
-from pytest_llmbench.core.records import CellRecord, Reason, ServerInfo, Status
+from pytest_llmbench.core.records import CellRecord, Reason, ServerInfo, Status, to_line
 from pytest_llmbench.errors import CellError, LlmbenchError, ThresholdFailure
 from pytest_llmbench.runtime.run_folder import utc_now
 
-# Report attributes survive xdist's serialisation as long as they are primitives, and stay out of JUnit.
+# Report attributes survive xdist's serialisation as long as they are primitives, and stay out of JUnit. A record goes
+# as one line of ASCII, because execnet can not send every string that a model can produce.
 RECORD_ATTRIBUTE = "llmbench_record"
 
 
@@ -45,7 +46,7 @@ def annotate(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Test
     elif report.when == "setup" and report.passed:
         return
     record = _record(item, run, report, error, suite)
-    setattr(report, RECORD_ATTRIBUTE, record.model_dump(mode="json"))
+    setattr(report, RECORD_ATTRIBUTE, to_line(record))
     item.user_properties.extend(junit_properties(record))
     report.user_properties = list(item.user_properties)
     if hasattr(item.config, "workerinput"):

@@ -352,6 +352,8 @@ def _explain(model: type[BaseModel], error: Any) -> str:
         return f"{shown(value)} is not allowed{near}; allowed: {expected}"
     if kind == "missing":
         return "is required"
+    if kind in {"model_type", "dict_type"}:
+        return f"must hold keys and values, not {shown(value)}"
     if kind == "string_pattern_mismatch":
         return f"{shown(value)} does not have the form {error['ctx']['pattern']}"
     message = str(error["msg"]).removeprefix("Value error, ")

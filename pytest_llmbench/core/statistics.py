@@ -81,10 +81,12 @@ def window_rates(token_times_seconds: Sequence[float], tokens_per_event: float, 
 def variation_percent(groups: Sequence[Sequence[float]]) -> tuple[float, Interval | None]:
     """Coefficient of variation of all values, in percent, with an interval that respects their grouping.
 
-    The interval is a jackknife over groups (delete one request at a time) of log CV with Student's t: windows of one
-    request resemble each other, so requests, not windows, are the independent units. Source: B. Efron and C. Stein,
-    *The Jackknife Estimate of Variance*, Annals of Statistics 9(3), 1981. None with fewer than three groups, or when
-    nothing varies.
+    The interval is a jackknife over groups (delete one request at a time) of log CV, centred on its bias-corrected
+    value, with Student's t: windows of one request resemble each other, so requests, not windows, are the independent
+    units. Source: B. Efron and C. Stein, *The Jackknife Estimate of Variance*, Annals of Statistics 9(3), 1981. It is
+    widened to hold the point estimate. At six groups it is a 95 % interval when requests resemble each other; by
+    simulation it covers some 88 % when they differ as much as the windows within them. None with fewer than three
+    groups, or when nothing varies.
 
     Raises:
         ValueError: fewer than two values in all.
@@ -111,7 +113,8 @@ def variation_percent(groups: Sequence[Sequence[float]]) -> tuple[float, Interva
     logs = np.log(leave_one_out)
     standard_error = math.sqrt((m - 1) / m * float(((logs - logs.mean()) ** 2).sum()))
     half = float(stdtrit(m - 1, (1 + CONFIDENCE) / 2)) * standard_error
-    return point, Interval(point * math.exp(-half), point * math.exp(half))
+    centre = m * math.log(point) - (m - 1) * float(logs.mean())
+    return point, Interval(min(point, math.exp(centre - half)), max(point, math.exp(centre + half)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ def parse_yaml(text: str, name: str) -> YamlDocument:
         if root is None:
             return YamlDocument(name, None)
         _reject_repeated_keys(root, name)
+        _reject_cycles(root, name)
         return YamlDocument(name, loader.construct_document(root), root)
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
@@ -173,3 +174,24 @@ def _reject_repeated_keys(root: Node, name: str) -> None:
                         _complaint(name, line, f"{key.value}: written twice (first on line {first}); keep one")
                     )
                 lines[key.value] = line
+
+
+def _reject_cycles(root: Node, name: str) -> None:
+    """An anchor that holds itself is legal YAML and endless data."""
+    above: set[int] = set()
+    finished: set[int] = set()
+    pending: list[tuple[Node, bool]] = [(root, False)]
+    while pending:
+        node, leaving = pending.pop()
+        if leaving:
+            above.discard(id(node))
+            finished.add(id(node))
+            continue
+        if id(node) in above:
+            raise ConfigError(_complaint(name, node.start_mark.line + 1, "this part contains itself; write it out"))
+        if id(node) in finished or isinstance(node, ScalarNode):
+            continue
+        above.add(id(node))
+        pending.append((node, True))
+        children = node.value if isinstance(node, SequenceNode) else [part for pair in node.value for part in pair]
+        pending.extend((child, False) for child in children)

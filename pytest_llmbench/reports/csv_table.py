@@ -40,13 +40,19 @@ def write_csv(folder: Path, records: Sequence[CellRecord]) -> Path:
             if column not in columns:
                 columns.append(column)
     path = folder / "results.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows({key: _inert(value) for key, value in row.items()} for row in rows.values())
+    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(map(_inert, columns))
+        writer.writerows([_inert(row.get(column, "")) for column in columns] for row in rows.values())
     return path
 
 
 def _inert(value: str) -> str:
-    """Keep a spreadsheet from running a name as a formula."""
-    return "'" + value if value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value
+    """Keep a spreadsheet from running a name as a formula; a number is none, whatever its sign."""
+    if not value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return "'" + value
+    return value

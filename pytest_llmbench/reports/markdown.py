@@ -10,6 +10,7 @@ from pathlib import Path
 from pytest_llmbench.core.metrics import METRICS, format_quantity
 from pytest_llmbench.core.records import FLAGS, CellRecord
 from pytest_llmbench.core.thresholds import explain
+from pytest_llmbench.reports.plain import plain
 
 # What means something to Markdown or HTML in the middle of a line; model names and server logs are not ours.
 _ACTIVE = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
@@ -27,7 +28,7 @@ def render(records: Sequence[CellRecord]) -> str:
     counts = Counter(record.status for record in records)
     run_id = records[0].run_id if records else ""
     totals = ", ".join(f"{count} {status}" for status, count in counts.items())
-    lines = [f"# Benchmark run {run_id}", "", f"{len(records)} cells: {totals}.", ""]
+    lines = [f"# Benchmark run {_escape(run_id)}", "", f"{len(records)} cells: {totals}.", ""]
     shown = [name for name in METRICS if any(name in record.metrics for record in records)]
     header = ["model", "quant", "profile", *(f"{name} ({METRICS[name].unit})" for name in shown), "rating", "status"]
     lines += [_row(header), _row(["---"] * len(header))]
@@ -44,11 +45,11 @@ def render(records: Sequence[CellRecord]) -> str:
 def _details(record: CellRecord) -> list[str]:
     lines = [f"## {_escape(record.nodeid)}", ""]
     if record.interpretation:
-        lines += [f"{record.interpretation}.", ""]
+        lines += [f"{_escape(record.interpretation)}.", ""]
     lines += [f"- {_escape(explain(result))}" for result in record.thresholds]
     if record.reason is not None and record.reason.code != "below_threshold":
-        lines.append(f"- **{record.status}** ({record.reason.code}): {_escape(record.reason.message)}")
-    lines += [f"- doubt: {flag}: {FLAGS.get(flag, 'see the reason')}" for flag in record.flags]
+        lines.append(f"- **{record.status}** ({_escape(record.reason.code)}): {_escape(record.reason.message)}")
+    lines += [f"- doubt: {_escape(flag)}: {FLAGS.get(flag, 'see the reason')}" for flag in record.flags]
     lines += [f"- note: {_escape(note)}" for note in record.notes]
     return [*lines, ""]
 
@@ -69,4 +70,4 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    return _ACTIVE.sub(r"\\\1", " ".join(text.split()))
+    return _ACTIVE.sub(r"\\\1", plain(text))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.records import FLAGS, CellRecord
 from pytest_llmbench.core.thresholds import explain
+from pytest_llmbench.reports.plain import plain
 
 _SHOWN = (
     ("decode_tokens_per_second", "tokens/s"),
@@ -47,7 +48,11 @@ def render(records: Sequence[CellRecord], *, width: int, colour: bool) -> list[s
     for record in records[:MAX_ROWS]:
         name = record.model if record.variant is None else f"{record.model} · {record.variant}"
         cells = [name, record.quantization, record.profile, *(_value(record, metric) for metric, _ in _SHOWN)]
-        table.add_row(*map(Text, cells), Text(record.rating or "–"), Text(record.status, style=_STYLE[record.status]))
+        table.add_row(
+            *(Text(plain(cell)) for cell in cells),
+            Text(record.rating or "–"),
+            Text(record.status, style=_STYLE[record.status]),
+        )
     buffer = io.StringIO()
     console = Console(
         file=buffer, width=max(width, 40), force_terminal=colour, no_color=not colour, legacy_windows=False
@@ -64,11 +69,12 @@ def render(records: Sequence[CellRecord], *, width: int, colour: bool) -> list[s
 def _details(record: CellRecord) -> list[str]:
     """What the row does not hold: words, thresholds, doubts, and why a cell was not measured."""
     words = f": {record.interpretation}" if record.interpretation else ""
-    lines = [f"  {explain(result)}" for result in record.thresholds]
-    lines += [f"  doubt: {FLAGS.get(flag, flag)}" for flag in record.flags]
+    lines = [explain(result) for result in record.thresholds]
+    lines += [f"doubt: {FLAGS.get(flag, flag)}" for flag in record.flags]
     if record.reason is not None and record.reason.code != "below_threshold":
-        lines.append(f"  {record.status} ({record.reason.code}): {record.reason.message.partition(chr(10))[0]}")
-    return ["", f"{record.model} {record.quantization} {record.profile}{words}", *lines] if lines else []
+        lines.append(f"{record.status} ({record.reason.code}): {record.reason.message.partition(chr(10))[0]}")
+    title = f"{record.model} {record.quantization} {record.profile}{words}"
+    return ["", plain(title), *(f"  {plain(line)}" for line in lines)] if lines else []
 
 
 def _value(record: CellRecord, name: str) -> str:

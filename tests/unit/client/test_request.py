@@ -248,7 +248,7 @@ class TestARefusal:
             ("text/html", b"<html><h1>the reason why</h1>", "the reason why"),
             ("text/plain", b"", "without a message"),
             ("application/json", b"[1]", "[1]"),
-            ("application/json", b'{"error": {"message": "\\ud800\xff"}}', "\ud800"),
+            ("application/json", b'{"error": {"message": "\\ud800\xff"}}', "\\ud800"),
         ],
         ids=["object", "string", "other json", "html", "nothing", "list", "not utf-8"],
     )

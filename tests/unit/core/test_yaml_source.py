@@ -191,3 +191,15 @@ def test_values_are_shown_short() -> None:
         nested = [nested]
     assert len(shown(nested)) < 200
     assert len(shown(1 << 100_000)) < 130
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a {b: *a}\n", "a: &a [*a]\n", "a: &a\n  b: &b {c: [1, *b]}\n  d: *a\n", "&a {? *a : 1}\n"]
+)
+def test_an_anchor_that_holds_itself_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"f\.yaml:\d+: this part contains itself"):
+        parse_yaml(text, "f.yaml")
+
+
+def test_an_anchor_used_twice_is_fine() -> None:
+    assert parse_yaml("a: &a {x: 1}\nb: *a\nc: [*a, *a]\n", "f.yaml").data["c"] == [{"x": 1}, {"x": 1}]

@@ -50,8 +50,11 @@ def unescaped_pipes(line: str) -> int:
 
 
 def shown(text: str) -> str:
-    """On one line; what can not be printed is replaced."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(text.split()))
+    """On one line; what can not be printed is escaped."""
+    text = " ".join(text.split())
+    for char in "\ud800\x1b\x07\x9b\x08\x7f\u202e":
+        text = text.replace(char, repr(char)[1:-1])
+    return text
 
 
 def test_a_summary(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_colour_changes_nothing_but_colour(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_is_shown() -> None:
-    lines = render(RECORDS, width=120, colour=False)
+    lines = render(RECORDS, width=160, colour=False)
     header, first, second, third, fourth = table_of(lines)
     assert header.split()[:3] == ["model", "quant", "profile"]
     assert first.split() == ["tiny", "Q4_1", "interactive", "71.2", "0.125", "–", "excellent", "passed"]
@@ -105,4 +105,4 @@ def test_a_colour_from_outside_is_not_taken_for_ours() -> None:
     for line in render(hostile("\x1b[31mred"), width=200, colour=True):
         assert "\x1b[31mred" not in line
         if "red" in STYLE.sub("", line):
-            assert "\N{REPLACEMENT CHARACTER}[31mred" in line
+            assert "\\x1b[31mred" in line
