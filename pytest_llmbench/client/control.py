@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pytest_llmbench.client.http import bearer
 from pytest_llmbench.client.request import Endpoint
 from pytest_llmbench.errors import RequestError
 
@@ -16,7 +17,7 @@ def get_json(endpoint: Endpoint, path: str, timeout_seconds: float = 10.0) -> An
     """
     import requests
 
-    headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+    headers = {"Authorization": bearer(endpoint.api_key)} if endpoint.api_key else {}
     url = endpoint.base_url + path
     with requests.Session() as session:
         session.trust_env = False  # a proxy variable must not route loopback traffic, nor .netrc add a password

@@ -21,8 +21,21 @@ def build_post(host: str, path: str, body: bytes, api_key: str | None) -> bytes:
         f"Content-Length: {len(body)}",
     ]
     if api_key is not None:
-        lines.append(f"Authorization: Bearer {api_key}")
+        lines.append(f"Authorization: {bearer(api_key)}")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def bearer(api_key: str) -> str:
+    """The value of the ``Authorization`` header.
+
+    Raises:
+        RequestError: no header can carry this key; the message does not tell it.
+    """
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise RequestError(
+            "wrong_key", "the API key holds a line break or a character that is not ASCII; check where it comes from"
+        )
+    return f"Bearer {api_key}"
 
 
 class ResponseParser:

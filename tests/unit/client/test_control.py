@@ -40,6 +40,14 @@ def test_what_is_no_document(answer: bytes, code: str) -> None:
     assert "secret" not in caught.value.message
 
 
+@pytest.mark.parametrize("key", ["k€y", "key\n"], ids=ascii)
+def test_a_key_that_no_header_can_carry(key: str) -> None:
+    with ScriptedServer() as server, pytest.raises(RequestError) as caught:
+        get_json(Endpoint(server.url, "llama_cpp", api_key=key), "/props")
+    assert caught.value.code == "wrong_key"
+    assert key not in caught.value.message
+
+
 def test_no_answer_in_time() -> None:
     with ScriptedServer(then="hang") as server, pytest.raises(RequestError) as caught:
         get_json(Endpoint(server.url, "llama_cpp"), "/health", timeout_seconds=0.1)

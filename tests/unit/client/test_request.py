@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -75,18 +76,18 @@ class TestAGoodAnswer:
         assert record.t_first_byte_ns is not None
         assert record.t_first_token_ns is not None
         assert record.t_last_token_ns is not None
-        assert 0.05e9 <= record.t_first_byte_ns - record.t_send_ns < 0.2e9
+        assert 0.05e9 <= record.t_first_byte_ns - record.t_send_ns < 1e9
         assert record.ttft_seconds is not None
-        assert 0.2 <= record.ttft_seconds < 0.5
+        assert 0.2 <= record.ttft_seconds < 1.5
         assert record.ttft_seconds == (record.t_first_token_ns - record.t_send_ns) / 1e9
-        assert 0.4e9 <= record.t_last_token_ns - record.t_send_ns < 0.9e9
-        assert 0.45e9 <= record.t_end_ns - record.t_send_ns < 1.2e9
+        assert 0.4e9 <= record.t_last_token_ns - record.t_send_ns < 2e9
+        assert 0.45e9 <= record.t_end_ns - record.t_send_ns < 2.5e9
         assert len(record.token_offsets_us) == 3
         assert record.token_offsets_us[1] >= 300_000
         assert record.token_offsets_us == sorted(record.token_offsets_us)
         # Two intervals of 0.1 s: ten tokens a second.
         assert record.decode_tokens_per_second is not None
-        assert 4 < record.decode_tokens_per_second < 20
+        assert 2 < record.decode_tokens_per_second < 100
         assert record.decode_tokens_per_second == pytest.approx(
             2e9 / (record.t_last_token_ns - record.t_first_token_ns)
         )
@@ -140,7 +141,7 @@ class TestAGoodAnswer:
         assert record.t_first_token_ns is not None
         assert record.t_first_event_ns < record.t_first_reasoning_ns < record.t_first_token_ns
         assert record.ttft_seconds is not None
-        assert 0.1 <= record.ttft_seconds < 0.5
+        assert 0.1 <= record.ttft_seconds < 1.5
 
     def test_a_body_that_ends_with_the_connection(self) -> None:
         body = b'data: {"content": "a"}\n\ndata: {"content": "", "stop": true}\n\n'
@@ -334,10 +335,10 @@ class TestDeadlines:
         assert 0.15e9 <= record.t_end_ns - record.t_send_ns < 2e9
 
     def test_no_text(self) -> None:
-        pings = [(0.02, chunk(b": ping\n\n")) for _ in range(50)]
+        pings = [(0.02, chunk(b": ping\n\n")) for _ in range(150)]
         record = exchange((0, STREAM_HEAD), *pings, then="hang", deadlines=Deadlines(first_token=0.2, gap=5, whole=5))
         assert record.error == "first_token_timeout"
-        assert 0.2e9 <= record.t_end_ns - record.t_send_ns < 0.9e9
+        assert 0.2e9 <= record.t_end_ns - record.t_send_ns < 2.5e9
 
     def test_stalled(self) -> None:
         first, *_ = replies(["Once", " upon"])
@@ -376,6 +377,7 @@ class TestDeadlines:
         assert record.error == code
         assert time.monotonic() - began < 2
 
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a full queue of connections is refused elsewhere")
     def test_a_host_that_does_not_accept(self) -> None:
         with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
             waiting = []
@@ -390,6 +392,15 @@ class TestDeadlines:
                 for connection in waiting:
                     connection.close()
         assert record.error == "connect_timeout"
+
+
+@pytest.mark.parametrize("key", ["k€y", "key\n", "key\r\nX-Injected: yes"], ids=ascii)
+def test_a_key_that_no_header_can_carry(key: str) -> None:
+    with ScriptedServer() as server:
+        record = send(Endpoint(server.url, "llama_cpp", api_key=key), ASK, deadlines=QUICK)
+    assert record.error == "wrong_key"
+    assert key not in str(record.error_message)
+    assert server.request == b""
 
 
 def test_the_key_is_not_shown() -> None:
