@@ -242,7 +242,7 @@ def test_a_misspelt_value_names_the_one_that_was_meant() -> None:
         ("model_dir: 5", ":1: model_dir: should be a valid string, not 5"),
         ("profiles: interactive", ":1: profiles: should be a valid list, not 'interactive'"),
         ("profiles: [1]", ":1: profiles[0]: should be a valid string, not 1"),
-        ("settings:\n  batch: null", ":2: settings.batch: should be a valid dictionary, not None"),
+        ("settings:\n  batch: null", ":2: settings.batch: must hold keys and values, not None"),
         ("backend: [a]", ":1: backend: should be a valid string"),
         ("limits: {max_load_time: .nan}", ":1: limits.max_load_time: should be a finite number, not nan"),
         ("limits: {max_load_time: 0}", ":1: limits.max_load_time: should be greater than 0, not 0"),
@@ -257,7 +257,7 @@ def test_a_wrong_value_is_shown_with_what_it_should_be(text: str, message: str) 
 
 def test_a_section_that_is_no_section_is_refused() -> None:
     refusal = _refused_config("embedded: 5")
-    assert refusal.startswith("configs/config.yaml:1: embedded: should be a valid dictionary")
+    assert refusal.startswith("configs/config.yaml:1: embedded: must hold keys and values, not ")
     assert refusal.endswith(", not 5")
 
 
@@ -424,7 +424,7 @@ def test_a_file_below_the_folder_is_accepted(name: str) -> None:
         ("{name: m, size: 1B, files: {Q4_0: 5}}", "models[0].files.Q4_0: should be a valid string, not 5"),
         ("{name: m, size: 1B, files: {4: x}}", "models[0].files[4]: should be a valid string, not 4"),
         ("{name: m, size: 1B, files: {Q4_0: [1]}}", "models[0].files.Q4_0[0]: should be a valid string, not 1"),
-        ("5", "models[0]: should be a valid dictionary"),
+        ("5", "models[0]: must hold keys and values, not 5"),
     ],
 )
 def test_a_model_that_can_not_be_run_is_refused(model: str, words: str) -> None:

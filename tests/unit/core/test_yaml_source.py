@@ -131,11 +131,6 @@ def test_the_same_key_in_two_places_and_two_merges_are_no_repetition() -> None:
     assert parse_yaml(text, "f").data == {"x": {"a": 1}, "y": {"b": 2}, "z": {"a": 3, "b": 2}}
 
 
-def test_an_anchor_that_holds_itself_is_read_once() -> None:
-    data = parse_yaml("a: &a\n  b: *a\n", "f").data
-    assert data["a"]["b"] is data["a"]
-
-
 def test_a_file_is_read_as_utf_8(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes("name: Größe\n".encode())
