@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,7 @@ class Recorder:
         self._records: list[CellRecord] = []
         self._other_failures = 0
         self._gave_up = False
+        self._description: dict[str, Any] = {}
 
     @property
     def _nothing_measured(self) -> bool:
@@ -43,11 +45,12 @@ class Recorder:
         if self._opened or combination_of(self._suite, nodeid) is None:
             return
         self._opened, suite = True, self._suite
-        description = {
+        self._description = {
             "command_line": ["pytest", *map(str, self._config.invocation_params.args)],
             "started_at": utc_now(),
             "mode": suite.mode,
             "configuration": suite.config.model_dump(mode="json"),
+            "models": suite.models.model_dump(mode="json", exclude_defaults=True),
             "hardware": suite.hardware,
             "host": suite.host,
             "software": host.describe_software(),
@@ -55,7 +58,7 @@ class Recorder:
             "clock": host.describe_clock(),
         }
         try:
-            suite.folder.create(description)
+            suite.folder.create(self._description)
         except RecordError as exc:
             self._give_up(exc)
 
@@ -102,9 +105,11 @@ class Recorder:
         suite = self._suite
         try:
             suite.folder.join_parts()
+            servers = {f"{r.server.kind} {r.server.version}" for r in self._records if r.server.version}
+            suite.folder.describe({**self._description, "finished_at": utc_now(), "servers": sorted(servers)})
             write_reports(suite.folder.path, self._records, suite.config.output.formats)
-        except OSError as exc:
-            self._say(f"reports can not be written: {exc.strerror}; the records are kept")
+        except (OSError, RecordError) as exc:
+            self._say(f"reports can not be written: {exc}; the records are kept")
         if not suite.config.output.include_logs:
             shutil.rmtree(suite.folder.logs, ignore_errors=True)
         ours_alone = session.exitstatus == pytest.ExitCode.OK or (

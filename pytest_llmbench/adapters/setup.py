@@ -47,6 +47,7 @@ class Suite:
     """Everything a run knows, built once per process and kept in pytest's stash."""
 
     config: Config
+    models: Models
     matrix: Matrix
     backends: BackendRegistry
     profiles: ProfileRegistry
@@ -141,6 +142,7 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
     output = _output_dir(pytest_config, config, rootdir)
     return Suite(
         config=config.value,
+        models=models.value,
         matrix=matrix,
         backends=backends,
         profiles=profiles,

@@ -41,16 +41,33 @@ class RunFolder:
         self._part = part
 
     def create(self, run: dict[str, Any]) -> None:
-        """Write ``run.json`` and point ``latest`` here."""
+        """Write ``run.json`` and point ``latest`` here. Raises RecordError when the disk refuses."""
+        self.describe(run)
+        self._point_latest()
+
+    def describe(self, run: dict[str, Any]) -> None:
+        """Write ``run.json``, in one step. Raises RecordError when the disk refuses."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"schema_version": SCHEMA_VERSION, "run_id": self.run_id, **run}, indent=2)
             temporary = self.path / ".run.json.partial"
             temporary.write_text(text + "\n", encoding="utf-8")
             temporary.replace(self.path / "run.json")
-            _point_latest(self.output_dir, self.run_id)
         except OSError as exc:
             raise _not_writable(self.path, exc) from exc
+
+    def _point_latest(self) -> None:
+        """Make ``latest`` lead here: a link, or a text file where links are not possible."""
+        pointer, temporary = self.output_dir / "latest", self.output_dir / f".latest-{self.run_id}"
+        try:
+            temporary.unlink(missing_ok=True)  # left by a start that was killed
+            try:
+                temporary.symlink_to(self.run_id)
+            except OSError:  # a file system without links
+                temporary.write_text(self.run_id + "\n", encoding="utf-8")
+            temporary.replace(pointer)
+        except OSError as exc:
+            raise _not_writable(pointer, exc) from exc
 
     def append_cell(self, record: CellRecord) -> None:
         """Add a line to ``cells.jsonl``. Raises RecordError when the disk refuses."""
@@ -135,16 +152,6 @@ def find_run(output_dir: Path, run: str) -> Path:
         if (candidate / "cells.jsonl").is_file() or (candidate / "run.json").is_file():
             return candidate.resolve()
     raise RecordError(f"{run!r} is no run: neither a folder with records nor a run below {output_dir}")
-
-
-def _point_latest(output_dir: Path, run_id: str) -> None:
-    pointer, temporary = output_dir / "latest", output_dir / f".latest-{run_id}"
-    temporary.unlink(missing_ok=True)  # left by a start that was killed
-    try:
-        temporary.symlink_to(run_id)
-    except OSError:  # a file system without links
-        temporary.write_text(run_id + "\n", encoding="utf-8")
-    temporary.replace(pointer)
 
 
 def _not_writable(path: Path, exc: OSError) -> RecordError:

@@ -65,6 +65,8 @@ def test_run_folder_holds_every_file_and_latest_points_to_it(bench: Bench) -> No
     assert run["hardware"]["memory_bytes"] > 0
     assert run["software"]["pytest"]
     assert run["clock"]["monotonic"] is True
+    assert run["models"]["models"][0]["name"] == "tiny"
+    assert run["started_at"] < run["finished_at"]
     (row,) = csv.DictReader((bench.latest / "results.csv").read_text().splitlines())
     assert float(row["interactive_tps"]) == bench.cells()[0]["metrics"]["decode_tokens_per_second"]["value"]
     assert row["interactive_rating"] == "excellent"
