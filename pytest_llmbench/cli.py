@@ -84,15 +84,13 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     from pytest_llmbench.errors import LlmbenchError
-    from pytest_llmbench.reports import WRITERS
-    from pytest_llmbench.runtime.run_folder import RunFolder, find_run, read_cells
+    from pytest_llmbench.reports import WRITERS, write_reports
+    from pytest_llmbench.runtime.run_folder import find_run, read_cells
 
     try:
         folder = find_run(options.output, options.run)
-        RunFolder(folder.parent, folder.name).join_parts()  # a killed run could not
-        records = list(read_cells(folder))
-        for write in WRITERS.values():
-            print(write(folder, records))
+        for path in write_reports(folder, list(read_cells(folder)), WRITERS):
+            print(path)
     except (LlmbenchError, OSError) as exc:
         print(f"llmbench: {exc}", file=sys.stderr)
         return 1

@@ -25,9 +25,9 @@ from collections.abc import Mapping
 Primitive = str | int | float | bool | None
 
 
-def _readable(text: str) -> str:
-    """Escape what a terminal would obey and what UTF-8 can not hold: messages quote servers, models and logs."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
+def readable(text: str, keep: str = "") -> str:
+    """Escape what a terminal would obey and what UTF-8 can not hold: messages quote files, servers, models and logs."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class LlmbenchError(Exception):
@@ -54,7 +54,7 @@ class CellError(LlmbenchError):
     status = "error"
 
     def __init__(self, code: str, message: str, evidence: Mapping[str, Primitive] | None = None) -> None:
-        message = _readable(message)
+        message = readable(message, keep="\n\t")
         super().__init__(message)
         self.code = code
         self.message = message

@@ -32,6 +32,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 @pytest.hookimpl(trylast=True)  # after the conftest files, whose profiles and backends are asked for
 def pytest_configure(config: pytest.Config) -> None:
     if config.pluginmanager.is_blocked("llmbench"):
+        collection.register_markers(config, [])
         return
     if not config.pluginmanager.hasplugin("llmbench"):
         raise pytest.UsageError(
@@ -59,6 +60,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if (suite := config.stash.get(SUITE_KEY, None)) is not None:
         collection.arrange(items, suite)
+    else:
+        collection.switch_off(config, items)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -77,10 +80,13 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.hookimpl(tryfirst=True)  # while the fixtures still hold the device
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    if (suite := item.config.stash.get(SUITE_KEY, None)) is not None:
-        release_before(nextitem, suite)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
+    try:  # while the fixtures still hold the device
+        if (suite := item.config.stash.get(SUITE_KEY, None)) is not None:
+            release_before(nextitem, suite)
+    finally:
+        yield
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

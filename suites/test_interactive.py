@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmbench.adapters.llm import LLM
+from pytest_llmbench import LLM
 
 
 @pytest.mark.llmbench(profile="interactive")

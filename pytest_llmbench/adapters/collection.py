@@ -38,7 +38,8 @@ def generate(metafunc: pytest.Metafunc, suite: Suite) -> None:
         )
     mark = getattr(pytest.mark, profile)
     cells = suite.matrix.cells(profile) if profile in suite.enabled_profiles else []
-    metafunc.parametrize("cell", [pytest.param(cell, id=cell.id, marks=mark) for cell in cells])
+    parameters = [pytest.param(cell, id=cell.id, marks=mark) for cell in cells]
+    metafunc.parametrize("cell", parameters or [pytest.param(None, id="none")])
 
 
 def arrange(items: list[pytest.Item], suite: Suite) -> None:
@@ -61,7 +62,7 @@ def cell_of(item: pytest.Item | None) -> Cell | None:
 
 
 def _is_placeholder(item: pytest.Item) -> bool:
-    """Whether this is what pytest makes of a test parametrized with nothing, and would report as a skip."""
+    """Whether this stands for a test without cells; parametrized with nothing, it would be reported as a skip."""
     callspec = getattr(item, "callspec", None)
     return (
         callspec is not None
@@ -82,3 +83,11 @@ def _profile_of(marker: pytest.Mark) -> str:
     if not isinstance(profile, str):
         pytest.fail(f"@pytest.mark.{MARKER} needs a profile, for example profile='interactive'", pytrace=False)
     return profile
+
+
+def switch_off(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under ``-p no:llmbench``: deselect what only this plugin can run."""
+    marked = [item for item in items if item.get_closest_marker(MARKER) is not None]
+    if marked:
+        config.hook.pytest_deselected(items=marked)
+        items[:] = [item for item in items if item.get_closest_marker(MARKER) is None]

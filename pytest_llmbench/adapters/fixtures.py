@@ -12,7 +12,7 @@ from filelock import BaseFileLock, Timeout
 
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.llm import LLM, CellRun
-from pytest_llmbench.adapters.progress import shown_progress
+from pytest_llmbench.adapters.progress import shown_progress, tell
 from pytest_llmbench.adapters.setup import SUITE_KEY, Suite
 from pytest_llmbench.backends.base import RunningServer, StartRequest
 from pytest_llmbench.core.cell import Cell
@@ -80,12 +80,9 @@ def _acquire(lock: BaseFileLock, config: pytest.Config) -> None:
     try:
         lock.acquire(timeout=_PATIENCE_SECONDS)
     except Timeout:
-        reporter = config.pluginmanager.get_plugin("terminalreporter")
-        text = f"llmbench: another benchmark measures on this machine; waiting for it ({lock.lock_file})"
+        text = f"another benchmark measures on this machine; waiting for it ({lock.lock_file})"
         logger.info(text)
-        if reporter is not None and not hasattr(config, "workerinput"):
-            reporter.write_line("")
-            reporter.write_line(text)
+        tell(config, text)
         lock.acquire()
 
 

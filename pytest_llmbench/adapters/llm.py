@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pytest_llmbench.adapters.setup import Suite
@@ -14,7 +14,7 @@ from pytest_llmbench.client.request import Generation, send
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.ratings import interpret, rate
 from pytest_llmbench.core.records import ModelFile, Rating, Reason, RequestRecord
-from pytest_llmbench.core.thresholds import Limit, Verdict, judge
+from pytest_llmbench.core.thresholds import Limit, Verdict, judge, known_keys
 from pytest_llmbench.core.yaml_source import nearest
 from pytest_llmbench.errors import LlmbenchError, RequestError
 from pytest_llmbench.profiles.base import Measurement, ProfileContext
@@ -36,13 +36,18 @@ class CellRun:
     rating: Rating | None = None
     interpretation: str | None = None
     skip_reason: Reason | None = None
+    sent_requests: int = 0
+    answered_requests: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Reply:
     """One answer, timed as every other request."""
 
-    record: RequestRecord = field(repr=False)
+    record: RequestRecord
+
+    def __repr__(self) -> str:
+        return f"Reply({self.text[:60]!r}{'…' if len(self.text) > 60 else ''})"
 
     @property
     def text(self) -> str:
@@ -70,13 +75,14 @@ class Reply:
         Raises:
             ValueError: it is not JSON; the message shows how it begins.
         """
+        __tracebackhide__ = True
         text = self.text.strip()
         if text.startswith("```"):
             text = text.partition("\n")[2].rpartition("```")[0]
         try:
             return json.loads(text)
         except ValueError as exc:
-            raise ValueError(f"the answer is not JSON ({exc}); it begins {self.text[:80]!r}") from exc
+            raise ValueError(f"the answer is not JSON ({exc}); it begins {self.text[:80]!r}") from None
 
 
 class LLM:
@@ -88,7 +94,6 @@ class LLM:
         self._run = run
         self._server = server
         self._limits: tuple[Limit, ...] = suite.limits(run.cell)
-        self._asked = 0
 
     def __repr__(self) -> str:
         return f"LLM({self.cell.id})"
@@ -119,14 +124,16 @@ class LLM:
         Raises:
             KeyError: the profile has no such threshold.
         """
-        from pytest_llmbench.core.thresholds import known_keys
-
+        __tracebackhide__ = True
         for limit in self._limits:
             if limit.key == key:
                 return limit.value
         keys = known_keys(self.cell.profile, self._suite.profiles[self.cell.profile].emits)
         if key not in keys:
-            raise KeyError(f"profile {self.cell.profile!r} has no threshold {key!r}{nearest(key, keys)}")
+            allowed = ", ".join(sorted(keys))
+            raise KeyError(
+                f"profile {self.cell.profile!r} has no threshold {key!r}{nearest(key, keys)}; it has {allowed}"
+            )
         return math.inf if keys[key].side == "max" else -math.inf
 
     def measure(self) -> Verdict:
@@ -144,7 +151,8 @@ class LLM:
                 rule=suite.stopping_rule(self._limits),
                 nodeid=run.nodeid,
                 data_dirs=suite.data_dirs,
-                sink=suite.folder.append_request,
+                sink=self._file,
+                next_index=run.sent_requests,
                 on_failure=self._explain_failure,
             )
         )
@@ -159,14 +167,18 @@ class LLM:
         return run.verdict
 
     def _ask(self, generation: Generation) -> Reply:
-        record = send(self._server.endpoint, generation, cell=self._run.nodeid, index=self._asked)
-        self._asked += 1
-        self._suite.folder.append_request(record)
+        record = send(self._server.endpoint, generation, cell=self._run.nodeid, index=self._run.sent_requests)
+        self._file(record)
         if not record.ok:
             raise self._explain_failure(
                 RequestError(record.error or "failed", record.error_message or "request failed")
             )
         return Reply(record)
+
+    def _file(self, record: RequestRecord) -> None:
+        self._run.sent_requests += 1
+        self._run.answered_requests += record.ok
+        self._suite.folder.append_request(record)
 
     def _explain_failure(self, error: RequestError) -> LlmbenchError:
         """A failed request, or the death of the server that explains it."""

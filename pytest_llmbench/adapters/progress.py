@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +19,17 @@ logger = logging.getLogger(__name__)
 _SHOW_AFTER_SECONDS = 0.5
 
 
+def tell(config: pytest.Config, text: str) -> None:
+    """Print a line now, past pytest's capture, which would keep it until the test has failed; nothing on a worker."""
+    reporter: pytest.TerminalReporter | None = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workerinput"):
+        return
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
+        reporter.ensure_newline()
+        reporter.write_line(f"llmbench: {text}")
+
+
 class _Silent:
     """On an xdist worker: there is no terminal."""
 
@@ -28,8 +39,8 @@ class _Silent:
 class _Lines:
     """Not a terminal: one line when something long begins."""
 
-    def __init__(self, reporter: pytest.TerminalReporter) -> None:
-        self._reporter = reporter
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
         self._started: dict[str, float] = {}
         self._said: set[str] = set()
 
@@ -37,8 +48,7 @@ class _Lines:
         started = self._started.setdefault(what, time.monotonic())
         if what not in self._said and time.monotonic() - started > _SHOW_AFTER_SECONDS:
             self._said.add(what)
-            self._reporter.write_line("")
-            self._reporter.write_line(f"llmbench: {what} …")
+            tell(self._config, f"{what} …")
 
 
 class _Bars:
@@ -76,7 +86,7 @@ def shown_progress(config: pytest.Config) -> Iterator[Progress]:
     if reporter is None or hasattr(config, "workerinput"):
         yield _Silent()
     elif not reporter.isatty or capture is None:
-        yield _Lines(reporter)
+        yield _Lines(config)
     else:
         with capture.global_and_fixture_disabled():
             bars = _Bars()

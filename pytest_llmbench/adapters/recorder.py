@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Generator, Sequence
-from pathlib import Path
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 
-from pytest_llmbench.adapters.results import RECORD_ATTRIBUTE, combination_of, crash_record
+from pytest_llmbench.adapters.collection import cell_of
+from pytest_llmbench.adapters.progress import tell
+from pytest_llmbench.adapters.results import RECORD_ATTRIBUTE, crash_record
 from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.errors import RecordError
+from pytest_llmbench.reports import write_reports
 from pytest_llmbench.runtime import host
 from pytest_llmbench.runtime.run_folder import utc_now
 
+logger = logging.getLogger(__name__)
+NO_CELLS = (
+    "llmbench: the matrix is empty: no model has a quantization of {mode}_mode_quants that its backend can run "
+    "(`files` for a server we start, `served` for one that runs already)"
+)
 NOTHING_MEASURED = "llmbench: cells were selected, but none was measured; the reasons stand above and in the records"
 
 
@@ -34,15 +42,29 @@ class Recorder:
 
     @property
     def _nothing_measured(self) -> bool:
-        return bool(self._records) and not any(r.status in {"passed", "failed", "invalid"} for r in self._records)
+        """Cells were selected, and not one was measured or even answered a request."""
+        return bool(self._records) and not any(r.metrics or r.answered_requests for r in self._records)
+
+    def pytest_report_header(self) -> list[str]:
+        """What will be measured; a file that was not found, and a matrix without cells, show here."""
+        suite = self._suite
+        count = len(suite.matrix.combinations)
+        profiles = ", ".join(sorted(suite.enabled_profiles)) or "none"
+        return [f"llmbench: {' and '.join(suite.sources)}: {count} combinations, profiles: {profiles}"]
 
     def pytest_sessionstart(self) -> None:
-        for key in self._suite.announcements:
-            self._say(f"{key}: accepted, not used yet")
+        for line in self._suite.announcements if not self._config.option.collectonly else ():
+            tell(self._config, line)
 
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Create the run's folder when the first cell starts, and not before."""
-        if self._opened or combination_of(self._suite, nodeid) is None:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Without xdist: create the run's folder when the first cell starts."""
+        if cell_of(item) is not None:
+            self._open()
+
+    def _open(self) -> None:
+        """Create the run's folder, not before there is something to record."""
+        if self._opened:
             return
         self._opened, suite = True, self._suite
         self._description = {
@@ -66,10 +88,11 @@ class Recorder:
         """Write the record a report brings; make one for a cell whose worker crashed."""
         record = self._record_of(report)
         if record is None:
-            if report.failed and combination_of(self._suite, report.nodeid) is None:
-                self._other_failures += 1
+            self._other_failures += report.failed
             return
+        self._open()
         self._records.append(record)
+        logger.info("%s: %s%s", record.nodeid, record.status, f" ({record.reason.code})" if record.reason else "")
         try:
             self._suite.folder.append_cell(record)
         except RecordError as exc:
@@ -82,11 +105,6 @@ class Recorder:
         crashed = str(report.when) == "???"  # what xdist writes when a worker died
         return crash_record(self._suite, report) if crashed else None
 
-    def _say(self, text: str) -> None:
-        reporter: pytest.TerminalReporter | None = self._config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None:
-            reporter.write_line(f"llmbench: {text}")
-
     def _give_up(self, exc: RecordError) -> None:
         """Measuring on would only lose what is measured."""
         self._gave_up = True
@@ -98,47 +116,47 @@ class Recorder:
         try:
             return (yield)
         finally:
-            if self._opened:
+            if self._suite.folder.path.is_dir():  # also where only a worker had begun to write
+                self._open()
                 self._finish(session)
 
     def _finish(self, session: pytest.Session) -> None:
         suite = self._suite
-        try:
-            suite.folder.join_parts()
-            servers = {f"{r.server.kind} {r.server.version}" for r in self._records if r.server.version}
-            suite.folder.describe({**self._description, "finished_at": utc_now(), "servers": sorted(servers)})
-            write_reports(suite.folder.path, self._records, suite.config.output.formats)
-        except (OSError, RecordError) as exc:
-            self._say(f"reports can not be written: {exc}; the records are kept")
-        if not suite.config.output.include_logs:
-            shutil.rmtree(suite.folder.logs, ignore_errors=True)
         ours_alone = session.exitstatus == pytest.ExitCode.OK or (
             session.exitstatus == pytest.ExitCode.TESTS_FAILED and not self._other_failures
         )
         if self._nothing_measured and ours_alone and not self._gave_up:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+        try:
+            suite.folder.join_parts()
+            servers = {f"{r.server.kind} {r.server.version}" for r in self._records if r.server.version}
+            ending = {"finished_at": utc_now(), "exit_status": int(session.exitstatus), "servers": sorted(servers)}
+            suite.folder.describe({**self._description, **ending})
+            write_reports(suite.folder.path, self._records, suite.config.output.formats)
+        except (OSError, RecordError) as exc:
+            tell(self._config, f"reports can not be written: {exc}; the records are kept")
+        if not suite.config.output.include_logs:
+            shutil.rmtree(suite.folder.logs, ignore_errors=True)
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
         """The table: one row per cell, then where everything is."""
-        if not self._records:
+        if not self._suite.matrix.combinations and not self._opened:
+            terminalreporter.line(NO_CELLS.format(mode=self._suite.mode))
+        if not self._opened:
             return
         from pytest_llmbench.reports.terminal import render
 
         suite = self._suite
         terminalreporter.section("llmbench", sep="=")
         writer = terminalreporter._tw
-        for line in render(self._records, width=writer.fullwidth, colour=writer.hasmarkup):
-            terminalreporter.line(line)
+        if self._records:
+            for line in render(self._records, width=writer.fullwidth, colour=writer.hasmarkup):
+                terminalreporter.line(line)
         path = suite.folder.path
         shown = path.relative_to(suite.rootdir) if path.is_relative_to(suite.rootdir) else path
         files = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
         terminalreporter.line(f"results in {shown}: {', '.join(files)}")
         if self._nothing_measured:
             terminalreporter.line(NOTHING_MEASURED)
-
-
-def write_reports(folder: Path, records: list[CellRecord], formats: Sequence[str]) -> list[Path]:
-    """Write the derived reports that exist; returns their paths."""
-    from pytest_llmbench.reports import WRITERS
-
-    return [WRITERS[name](folder, records) for name in formats if name in WRITERS]
+        if exitstatus not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}:
+            terminalreporter.line("llmbench: the run was cut short; a cell without a record was not measured")

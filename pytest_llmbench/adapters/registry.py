@@ -26,6 +26,11 @@ class BackendRegistry(Mapping[str, Backend]):
             raise ConfigError(f"a backend named {kind!r} exists already; register yours under another name")
         self._backends[kind] = backend
 
+    @property
+    def serving(self) -> frozenset[str]:
+        """The kinds whose servers bring the model themselves."""
+        return frozenset(kind for kind, backend in self._backends.items() if backend.brings_model)
+
     def __getitem__(self, kind: str) -> Backend:
         return self._backends[kind]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import pytest
@@ -11,7 +12,6 @@ from pytest_llmbench.adapters.fixtures import RUN_KEY
 from pytest_llmbench.adapters.llm import CellRun
 from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.core.cell import Cell
-from pytest_llmbench.core.matrix import Combination
 from pytest_llmbench.core.records import CellRecord, Reason, ServerInfo, Status, to_line
 from pytest_llmbench.errors import CellError, LlmbenchError, ThresholdFailure
 from pytest_llmbench.runtime.run_folder import utc_now
@@ -28,7 +28,8 @@ def begin(item: pytest.Item, suite: Suite) -> None:
         return
     run = item.stash[RUN_KEY] = CellRun(cell, item.nodeid, utc_now(), time.monotonic())
     if hasattr(item.config, "workerinput"):
-        suite.folder.note_running({"nodeid": run.nodeid, "profile": cell.profile, "started_at": run.started_at})
+        note = {"nodeid": run.nodeid, "started_at": run.started_at, "cell": dataclasses.asdict(cell)}
+        suite.folder.note_running(note)
 
 
 def annotate(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, suite: Suite) -> None:
@@ -39,9 +40,9 @@ def annotate(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Test
     error = call.excinfo.value if call.excinfo is not None else None
     if isinstance(error, LlmbenchError | ThresholdFailure):
         # What happened is in the message; our own stack would only bury it.
-        report.longrepr = call.excinfo.getrepr(style="value") if call.excinfo is not None else None
-    could_not_measure = isinstance(error, LlmbenchError) or (run.measuring and report.failed)
-    if could_not_measure and report.when == "call":
+        report.longrepr = call.excinfo.getrepr(style="value", chain=False) if call.excinfo is not None else None
+    could_not_measure = isinstance(error, LlmbenchError) or run.measuring
+    if could_not_measure and report.when == "call" and report.failed:
         report.when = "setup"  # JUnit: an error of the infrastructure, not a failure of the model
     elif report.when == "setup" and report.passed:
         return
@@ -68,6 +69,7 @@ def _record(
             "flags": measurement.flags if measurement else [reason.code] if reason and status == "invalid" else [],
             "notes": measurement.notes if measurement else [],
             "sampling": measurement.sampling if measurement else {},
+            "answered_requests": run.answered_requests,
             "server": run.server.info if run.server else record.server,
             "model_file": run.model_file,
             "started_at": run.started_at,
@@ -77,17 +79,17 @@ def _record(
 
 
 def _status(run: CellRun, report: pytest.TestReport, error: BaseException | None) -> tuple[Status, Reason | None]:
+    if isinstance(error, CellError) and run.skip_reason is None:
+        status: Status = "invalid" if error.status == "invalid" else "error"
+        return status, Reason(code=error.code, message=error.message, evidence=error.evidence)
+    if isinstance(error, ThresholdFailure):  # also where pytest expected it to fail
+        return "failed", Reason(code="below_threshold", message=str(error))
     if report.passed:
         return "passed", None
     if report.skipped:
         message = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         return "skipped", run.skip_reason or Reason(code="test_skipped", message=message)
-    if isinstance(error, CellError):
-        status: Status = "invalid" if error.status == "invalid" else "error"
-        return status, Reason(code=error.code, message=error.message, evidence=error.evidence)
     message = f"{type(error).__name__}: {error}" if error is not None else report.longreprtext
-    if isinstance(error, ThresholdFailure):
-        return "failed", Reason(code="below_threshold", message=str(error))
     if report.when == "setup":
         return "error", Reason(code="unexpected_error", message=message)
     return "failed", Reason(code="test_failed", message=message)
@@ -135,21 +137,12 @@ def junit_properties(record: CellRecord) -> list[tuple[str, object]]:
     return properties
 
 
-def combination_of(suite: Suite, nodeid: str) -> Combination | None:
-    """The combination a node id names between its brackets, None for other tests."""
-    if not nodeid.endswith("]") or "[" not in nodeid:
-        return None
-    return suite.matrix.by_id(nodeid[nodeid.index("[") + 1 : -1])
-
-
 def crash_record(suite: Suite, report: pytest.TestReport) -> CellRecord | None:
-    """The record of a cell whose worker died with it, rebuilt from its node id; None for other tests."""
-    combination = combination_of(suite, report.nodeid)
-    if combination is None:
+    """The record of a cell whose worker died with it, from the note it left; None for other tests."""
+    note = suite.folder.was_running(report.nodeid)
+    if not note:
         return None
-    noted = suite.folder.was_running(report.nodeid)
-    variant = combination.variant.id if combination.variant else None
-    cell = Cell(combination.model.name, combination.quantization, str(noted.get("profile", "unknown")), variant)
-    reason = Reason(code="worker_crashed", message=f"{report.longrepr}; the cell was not measured, run it again (--lf)")
-    record = blank_record(suite, cell, report.nodeid, "error", reason)
-    return record.model_copy(update={"started_at": noted.get("started_at", record.started_at)})
+    message = f"{report.longrepr}; the cell was not measured, run it again (--lf)"
+    reason = Reason(code="worker_crashed", message=message)
+    record = blank_record(suite, Cell(**note["cell"]), report.nodeid, "error", reason)
+    return record.model_copy(update={"started_at": note["started_at"]})

@@ -27,19 +27,25 @@ from pytest_llmbench.core.config import (
     split_settings,
     validate,
 )
-from pytest_llmbench.core.matrix import Matrix, build_matrix, check_backends, require_base_urls, server_spec
+from pytest_llmbench.core.matrix import (
+    Matrix,
+    build_matrix,
+    check_backends,
+    check_variants,
+    require_base_urls,
+    server_spec,
+)
 from pytest_llmbench.core.metrics import PROFILE_NAMES, SETTINGS_AMONG_THRESHOLDS
 from pytest_llmbench.core.statistics import StoppingRule
 from pytest_llmbench.core.thresholds import Limit, UnusableThreshold, check_limit, known_keys, limits_in_force
 from pytest_llmbench.core.yaml_source import YamlDocument, load_yaml, nearest
 from pytest_llmbench.errors import ConfigError
+from pytest_llmbench.reports import WRITERS
 from pytest_llmbench.runtime import host
 from pytest_llmbench.runtime.models import ModelStore
 from pytest_llmbench.runtime.pool import ServerPool
 from pytest_llmbench.runtime.run_folder import RunFolder, new_run_id
 from pytest_llmbench.runtime.share import share_dir
-
-REPORT_FORMATS = ("csv", "markdown")  # those that exist; the others are accepted and announced
 
 
 @dataclass
@@ -58,6 +64,7 @@ class Suite:
     folder: RunFolder
     pool: ServerPool[RunningServer]
     log_file: Path | None
+    sources: tuple[str, str]
     announcements: list[str]
 
     @functools.cached_property
@@ -72,7 +79,7 @@ class Suite:
 
     def spec(self, cell: Cell) -> ServerSpec:
         """The server a cell needs."""
-        return server_spec(self.config, self.matrix.of(cell))
+        return server_spec(self.config, self.matrix.of(cell), self.backends.serving)
 
     def limits(self, cell: Cell) -> tuple[Limit, ...]:
         """The thresholds in force for a cell."""
@@ -127,10 +134,11 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
     models = _load(Models, _file(pytest_config, "models") or share_dir("configs") / "models.yaml", rootdir)
     mode = _mode(pytest_config) or config.value.test_mode
     check_backends(config, list(backends), PLANNED_BACKENDS)
+    check_variants(config, backends.serving)
     _check_profiles(config, profiles)
     _check_thresholds(config, models, profiles)
     settings = _settings(config, profiles)
-    matrix = build_matrix(config, models, mode)
+    matrix = build_matrix(config, models, mode, backends.serving)
     require_base_urls(config, matrix)
     for index, model in enumerate(models.value.models):
         for quantization, source in model.source.items():
@@ -163,6 +171,7 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
             if config.value.logging.file is not None
             else None
         ),
+        sources=(config.document.name, models.document.name),
         announcements=_announcements(config, models, profiles),
     )
 
@@ -174,9 +183,13 @@ def _file(pytest_config: pytest.Config, name: str) -> Path | None:
         return Path(pytest_config.invocation_params.dir, given)
     configured = pytest_config.getini(f"llmbench_{name}")
     if configured:
-        return Path(pytest_config.rootpath, str(configured))
+        ini = YamlDocument("the ini file", None)
+        return resolve_path(str(configured), pytest_config.rootpath, ini, (f"llmbench_{name}",))
     default = pytest_config.rootpath / "configs" / f"{name}.yaml"
-    return default if default.is_file() else None
+    try:
+        return default if os.path.lexists(default) else None
+    except OSError:
+        return default  # reading it tells what is wrong
 
 
 def _load(model: type[Any], path: Path | None, rootdir: Path) -> Loaded[Any]:
@@ -202,11 +215,15 @@ def _output_dir(pytest_config: pytest.Config, config: Loaded[Config], rootdir: P
     if given is not None:
         path = Path(pytest_config.invocation_params.dir, given)
     elif configured := pytest_config.getini("llmbench_output"):
-        path = Path(rootdir, str(configured))
+        path = resolve_path(str(configured), rootdir, YamlDocument("the ini file", None), ("llmbench_output",))
     else:
         path = resolve_path(config.value.output.dir, rootdir, config.document, ("output", "dir"))
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
+    try:
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        usable = existing.is_dir() and os.access(existing, os.W_OK)
+    except OSError:  # a name too long, a folder that may not be entered
+        usable = False
+    if not usable:
         raise config.document.error(
             ("output", "dir"), f"{path} can not be written; choose another or --llmbench-output"
         )
@@ -263,7 +280,7 @@ def _settings(config: Loaded[Config], profiles: ProfileRegistry) -> dict[str, An
 
 
 def _announcements(config: Loaded[Config], models: Loaded[Models], profiles: ProfileRegistry) -> list[str]:
-    """What the user wrote that has no effect yet."""
+    """What the user wrote that has no effect."""
     keys = [*keys_not_used_yet(config.value), *keys_not_used_yet(models.value)]
     written = config.value.model_fields_set
     if "profiles" in written:
@@ -271,8 +288,19 @@ def _announcements(config: Loaded[Config], models: Loaded[Models], profiles: Pro
     for part in ("thresholds", "settings"):
         keys += [f"{part}.{name}" for name in getattr(config.value, part) if name not in profiles]
     if "formats" in config.value.output.model_fields_set:
-        keys += [f"output.formats: {name}" for name in config.value.output.formats if name not in REPORT_FORMATS]
-    return list(dict.fromkeys(_without_indices(key) for key in keys))
+        keys += [f"output.formats: {name}" for name in config.value.output.formats if name not in WRITERS]
+    lines = [f"{key}: accepted, not used yet" for key in dict.fromkeys(map(_without_indices, keys))]
+    selectable = {*models.value.quick_mode_quants, *models.value.full_mode_quants}
+    for index, model in enumerate(models.value.models):
+        for part in ("files", "served"):
+            for name in getattr(model, part):
+                if name not in selectable:
+                    where = ("models", index, part, name)
+                    suggestion = nearest(name, selectable)
+                    lines.append(
+                        models.document.complaint(where, f"in neither mode's quantizations{suggestion}; never run")
+                    )
+    return lines
 
 
 def _without_indices(key: str) -> str:

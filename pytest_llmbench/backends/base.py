@@ -70,16 +70,21 @@ class Backend(Protocol):
         ...
 
 
-def check_context(asked: int | None, actual: int | None, padding: int, where: str) -> None:
+CONTEXT_PADDING_TOKENS = 256  # llama.cpp rounds a context up to a multiple of this
+
+
+def check_context(asked: int | None, actual: int | None, where: str, *, may_be_larger: bool = False) -> None:
     """Refuse a server whose context is not the one asked for: every length measured on it would mean something else.
 
     Args:
-        padding: engines round a context up to a multiple of this many tokens.
+        may_be_larger: for a server that others started, which only has to offer what is needed.
 
     Raises:
         ServerError: ``context_mismatch``.
     """
-    if asked is None or actual is None or asked <= actual < asked + padding:
+    if asked is None or actual is None:
+        return
+    if asked <= actual and (may_be_larger or actual < asked + CONTEXT_PADDING_TOKENS):
         return
     raise ServerError(
         "context_mismatch",

@@ -9,17 +9,14 @@ import sys
 import time
 from typing import Any
 
-import psutil
-
 from pytest_llmbench.backends.base import RunningServer, StartRequest, check_context
 from pytest_llmbench.client.control import get_json
 from pytest_llmbench.client.request import Endpoint
+from pytest_llmbench.core.cell import ServerSpec
 from pytest_llmbench.core.records import ServerInfo
 from pytest_llmbench.errors import RequestError, ServerError
-from pytest_llmbench.runtime.host import page_cache_percent
+from pytest_llmbench.runtime.host import page_cache_percent, usable_cores
 from pytest_llmbench.runtime.process import ServerProcess
-
-_CONTEXT_PADDING_TOKENS = 256  # llama.cpp rounds a context up to this
 
 
 class EmbeddedServer:
@@ -61,22 +58,9 @@ class EmbeddedBackend:
         spec, model_path = request.spec, request.model_path
         assert model_path is not None  # noqa: S101 -- brings_model is False
         cached_percent = page_cache_percent(model_path)
+        threads = spec.threads or usable_cores()
         api_key = secrets.token_urlsafe(24)
-        instructions: dict[str, Any] = {
-            "parent_pid": os.getpid(),
-            "model_path": str(model_path),
-            "alias": spec.label,
-            "api_key": api_key,
-            "context_size": spec.context_size,
-            "threads": spec.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1,
-            "gpu_layers": spec.gpu_layers,
-            "cache_type_k": spec.cache_type_k,
-            "cache_type_v": spec.cache_type_v,
-        }
-        # -P keeps the working directory, where anything may lie, off the child's import path (3.11+).
-        safe_path = ["-P"] if sys.version_info >= (3, 11) else []
-        command = [sys.executable, *safe_path, "-m", "pytest_llmbench.backends.embedded_child"]
-        process = ServerProcess(command, instructions, request.log_stem)
+        process = _spawn(request, str(model_path), threads, api_key)
         try:
             report = process.wait_ready(spec.max_load_seconds)
             endpoint = Endpoint(
@@ -89,24 +73,59 @@ class EmbeddedBackend:
             )
             get_json(endpoint, "/health")
             load_seconds = time.monotonic() - process.started_monotonic
-            context_size = int(get_json(endpoint, "/props")["default_generation_settings"]["n_ctx"])
-            check_context(spec.context_size, context_size, _CONTEXT_PADDING_TOKENS, spec.label)
+            context_size = _check_properties(spec, get_json(endpoint, "/props"))
         except RequestError as exc:
             process.stop()
             raise ServerError("server_unhealthy", f"the server started, but does not answer: {exc.message}") from exc
-        except (KeyError, TypeError, ValueError) as exc:
-            process.stop()
-            raise ServerError("server_unhealthy", "the server does not tell its context in /props") from exc
         except BaseException:
             process.stop()
             raise
         info = ServerInfo(
-            kind="embedded",
+            kind=spec.kind,
             version=f"xllamacpp {report['version']}",
-            args={**spec.as_args(), "threads": instructions["threads"]},
+            args={**spec.as_args(), "threads": threads},
             context_size=context_size,
             pid=process.pid,
             load_seconds=load_seconds,
             page_cache_percent=cached_percent,
         )
         return EmbeddedServer(process, endpoint, info)
+
+
+def _spawn(request: StartRequest, model_path: str, threads: int, api_key: str) -> ServerProcess:
+    spec = request.spec
+    instructions: dict[str, Any] = {
+        "parent_pid": os.getpid(),
+        "model_path": model_path,
+        "alias": spec.label,
+        "api_key": api_key,
+        "context_size": spec.context_size,
+        "threads": threads,
+        "gpu_layers": spec.gpu_layers,
+        "cache_type_k": spec.cache_type_k,
+        "cache_type_v": spec.cache_type_v,
+    }
+    # -P keeps the working directory, where anything may lie, off the child's import path (3.11+).
+    safe_path = ["-P"] if sys.version_info >= (3, 11) else []
+    command = [sys.executable, *safe_path, "-m", "pytest_llmbench.backends.embedded_child"]
+    return ServerProcess(command, instructions, request.log_stem)
+
+
+def _check_properties(spec: ServerSpec, props: Any) -> int:
+    """Compare what the server says of itself with what was asked for; returns its context size in tokens."""
+    try:
+        context_size, slots, model = (
+            props["default_generation_settings"]["n_ctx"],
+            props["total_slots"],
+            props["model_alias"],
+        )
+    except (KeyError, TypeError) as exc:
+        raise ServerError("server_unhealthy", "the server does not describe itself in /props as expected") from exc
+    if slots != 1 or model != spec.label:
+        raise ServerError(
+            "server_mismatch",
+            f"the server has {slots} slots and serves {model!r}; one slot and {spec.label!r} were asked for",
+            {"slots": slots, "model": str(model)},
+        )
+    check_context(spec.context_size, int(context_size), spec.label)
+    return int(context_size)

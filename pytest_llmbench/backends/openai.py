@@ -12,8 +12,6 @@ from pytest_llmbench.core.records import ServerInfo
 from pytest_llmbench.core.yaml_source import nearest
 from pytest_llmbench.errors import RequestError, ServerError
 
-_CONTEXT_PADDING_TOKENS = 256
-
 
 class OpenAIServer:
     """A server of somebody else's: always taken for alive, never stopped."""
@@ -41,26 +39,27 @@ class OpenAIBackend:
     def start(self, request: StartRequest) -> RunningServer:
         """See :class:`~pytest_llmbench.backends.base.Backend`."""
         spec = request.spec
-        assert spec.base_url is not None  # noqa: S101 -- checked at start
+        assert spec.base_url is not None and spec.model_name is not None  # noqa: S101, PT018 -- checked at start
         base_url = spec.base_url.removesuffix("/v1")
         plain = Endpoint(base_url, "openai_chat", spec.model_name, _api_key(spec.api_key_env))
         try:
             listing = get_json(plain, "/v1/models")
         except RequestError as exc:
-            raise ServerError(exc.code, exc.message) from exc
-        model, entry = _choose_model(base_url, spec.model_name, listing)
+            hint = "; is it OpenAI-compatible, and base_url without a path?" if exc.code == "http_error" else ""
+            raise ServerError(exc.code, exc.message + hint) from exc
+        entry = _entry_of(spec.model_name, base_url, listing)
         props = _llama_cpp_props(plain)
         context_size, notes = _context_size(entry, props), []
         if context_size is None and spec.context_size is not None:
             notes.append("this server does not tell its context size; what was asked for could not be checked")
-        check_context(spec.context_size, context_size, _CONTEXT_PADDING_TOKENS, base_url)
+        check_context(spec.context_size, context_size, base_url, may_be_larger=True)
         if props is None:
             notes.append("this server may have no ignore_eos; the length of each answer is checked instead")
             notes.append("this server may cache prompts; a fresh nonce at the start of each prevents a hit")
         endpoint = Endpoint(
             base_url,
             "openai_chat",
-            model,
+            spec.model_name,
             plain.api_key,
             ignores_end_of_sequence=props is not None,
             controls_cache=props is not None,
@@ -79,21 +78,18 @@ def _api_key(variable: str | None) -> str | None:
     return key
 
 
-def _choose_model(base_url: str, wanted: str | None, listing: Any) -> tuple[str, dict[str, Any]]:
+def _entry_of(wanted: str, base_url: str, listing: Any) -> dict[str, Any]:
+    """What the server's list says of a model."""
     data = listing.get("data") if isinstance(listing, dict) else None
     if not isinstance(data, list):
         raise ServerError("not_an_llm_server", f"{base_url}/v1/models lists no models; is this a model server?")
     entries = {str(entry["id"]): entry for entry in data if isinstance(entry, dict) and "id" in entry}
     names = ", ".join(sorted(entries)) or "none"
-    if wanted is None:
-        if len(entries) == 1:
-            return next(iter(entries.items()))
-        raise ServerError("model_not_named", f"{base_url} serves {names}; name one under `served` in the models file")
     if wanted not in entries:
         raise ServerError(
             "wrong_model_name", f"{base_url} does not serve {wanted!r}{nearest(wanted, entries)}; it serves: {names}"
         )
-    return wanted, entries[wanted]
+    return entries[wanted]
 
 
 def _llama_cpp_props(endpoint: Endpoint) -> dict[str, Any] | None:

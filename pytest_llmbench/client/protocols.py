@@ -19,11 +19,16 @@ _MAX_INTEGER_DIGITS = 30
 
 @dataclass(slots=True)
 class Answer:
-    """What one streamed answer has said so far. Times are nanoseconds of the client's monotonic clock."""
+    """What one streamed answer has said so far. Times are nanoseconds of the client's monotonic clock.
+
+    Attributes:
+        piece_times_ns: arrival of each non-empty piece of text, reasoning included: what a decode rate spans.
+    """
 
     text: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
-    token_times_ns: list[int] = field(default_factory=list)
+    piece_times_ns: list[int] = field(default_factory=list)
+    t_first_token_ns: int | None = None
     t_first_event_ns: int | None = None
     t_first_reasoning_ns: int | None = None
     prompt_tokens: int | None = None
@@ -32,19 +37,21 @@ class Answer:
     output_tokens_source: str | None = None
     finish_reason: str | None = None
     server_timings: dict[str, Any] | None = None
-    model: str | None = None
     finished: bool = False
 
     def add_text(self, text: Any, t_ns: int) -> None:
         """Note a piece of the answer; an empty one is an event, not a token."""
         if isinstance(text, str) and text:
             self.text.append(text)
-            self.token_times_ns.append(t_ns)
+            self.piece_times_ns.append(t_ns)
+            if self.t_first_token_ns is None:
+                self.t_first_token_ns = t_ns
 
     def add_reasoning(self, text: Any, t_ns: int) -> None:
-        """Note a piece of reasoning, which is not the answer."""
+        """Note a piece of reasoning, which is not the answer, but is generated and counted as it is."""
         if isinstance(text, str) and text:
             self.reasoning.append(text)
+            self.piece_times_ns.append(t_ns)
             if self.t_first_reasoning_ns is None:
                 self.t_first_reasoning_ns = t_ns
 
@@ -125,7 +132,6 @@ class LlamaCppCompletion:
             if isinstance(stop_type, str):
                 answer.finish_reason = "length" if stop_type == "limit" else stop_type
             answer.prompt_tokens = _count(event.get("tokens_evaluated"), None)
-            answer.model = event.get("model")
             answer.add_timings(event.get("timings"))
             answer.finished = True
 
@@ -156,8 +162,6 @@ class OpenAIChat:
         if isinstance(choice.get("finish_reason"), str):
             answer.finish_reason = choice["finish_reason"]
             answer.finished = True
-        if isinstance(event.get("model"), str):
-            answer.model = event["model"]
         self._add_usage(event.get("usage"))
         answer.add_timings(event.get("timings"))
 

@@ -26,6 +26,7 @@ _PARSERS: dict[ProtocolName, Callable[[], AnswerParser]] = {
     "openai_chat": OpenAIChat,
 }
 _RECEIVE_BYTES = 64 * 1024
+MAX_CHUNKING_BIAS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ class _Exchange:
     def _patience(self) -> float:
         """Seconds until the nearest deadline. Raises TimeoutError after it, also where bytes come without a pause."""
         elapsed = (time.perf_counter_ns() - self.t_send_ns) / 1e9
-        limit = self.deadlines.gap if self.parser.answer.token_times_ns else self.deadlines.first_token - elapsed
+        limit = self.deadlines.gap if self.parser.answer.piece_times_ns else self.deadlines.first_token - elapsed
         patience = min(limit, self.deadlines.whole - elapsed)
         if patience <= 0:  # and 0 would mean not to block
             raise TimeoutError
@@ -190,7 +191,7 @@ class _Exchange:
 
     def _too_late(self) -> RequestError:
         elapsed = (time.perf_counter_ns() - self.t_send_ns) / 1e9
-        tokens = len(self.parser.answer.token_times_ns)
+        tokens = len(self.parser.answer.piece_times_ns)
         if elapsed >= self.deadlines.whole:
             return RequestError("request_timeout", f"not finished after {elapsed:.0f} s, {tokens} pieces had arrived")
         if tokens:
@@ -200,7 +201,7 @@ class _Exchange:
     def _cut_off(self, how: str) -> RequestError:
         if self.t_first_byte_ns is None:
             return RequestError("connection_lost", f"{how} before one byte of an answer")
-        return RequestError("stream_truncated", f"{how} after {len(self.parser.answer.token_times_ns)} pieces of text")
+        return RequestError("stream_truncated", f"{how} after {len(self.parser.answer.piece_times_ns)} pieces of text")
 
     def _check_complete(self, response: ResponseParser) -> None:
         answer = self.parser.answer
@@ -243,7 +244,7 @@ def _record(
     index: int,
     phase: Literal["warmup", "sample"],
 ) -> RequestRecord:
-    answer, times = exchange.parser.answer, exchange.parser.answer.token_times_ns
+    answer, times = exchange.parser.answer, exchange.parser.answer.piece_times_ns
     return RequestRecord(
         cell=cell,
         index=index,
@@ -256,11 +257,12 @@ def _record(
         t_first_byte_ns=exchange.t_first_byte_ns,
         t_first_event_ns=answer.t_first_event_ns,
         t_first_reasoning_ns=answer.t_first_reasoning_ns,
-        t_first_token_ns=times[0] if times else None,
+        t_first_token_ns=answer.t_first_token_ns,
         t_last_token_ns=times[-1] if times else None,
         t_end_ns=exchange.t_end_ns,
         connect_seconds=exchange.connect_seconds,
-        ttft_seconds=(times[0] - exchange.t_send_ns) / 1e9 if times else None,
+        ttft_seconds=_seconds_since(exchange.t_send_ns, answer.t_first_token_ns),
+        time_to_first_reasoning_seconds=_seconds_since(exchange.t_send_ns, answer.t_first_reasoning_ns),
         decode_tokens_per_second=_decode_rate(answer),
         prompt_tokens=answer.prompt_tokens,
         cached_tokens=answer.cached_tokens,
@@ -276,9 +278,20 @@ def _record(
     )
 
 
+def _seconds_since(start_ns: int, end_ns: int | None) -> float | None:
+    return None if end_ns is None else (end_ns - start_ns) / 1e9
+
+
 def _decode_rate(answer: Answer) -> float | None:
-    """``(output_tokens − 1) / (t_last_token − t_first_token)``; None without a server's count or a stretch of time."""
-    times = answer.token_times_ns
-    if answer.output_tokens is None or answer.output_tokens < 2 or len(times) < 2 or times[-1] == times[0]:
+    """``(output_tokens − 1) / (last − first piece of text)``; None where that would not be the rate.
+
+    Reasoning counts, because the server counts it. Without the server's count there is no rate. With k tokens a piece,
+    the first piece brings k tokens for whose generation no time is seen: the rate is too high by about
+    (k − 1) / (output_tokens − 1), and absent where that exceeds 2 %.
+    """
+    times, tokens = answer.piece_times_ns, answer.output_tokens
+    if tokens is None or tokens < 2 or len(times) < 2 or times[-1] == times[0]:
         return None
-    return (answer.output_tokens - 1) / ((times[-1] - times[0]) / 1e9)
+    if (tokens / len(times) - 1) / (tokens - 1) > MAX_CHUNKING_BIAS:
+        return None
+    return (tokens - 1) / ((times[-1] - times[0]) / 1e9)

@@ -41,10 +41,10 @@ class ServerSpec:
         kind: name of the backend.
         label: names log files and messages; two cells that differ in nothing else share a server.
         model_file: ``<size>/<file name>``, the file below ``model_dir``; None where the server brings its own.
-        model_name: the name the server knows the model by, None to take the only one it serves.
+        model_name: the name the server knows the model by, None where we start it on ``model_file``.
         context_size: tokens per request; None: whatever the server has.
         threads: None: one per physical core.
-        gpu_layers: layers offloaded to a GPU.
+        gpu_layers: layers offloaded to a GPU, None where we do not start the server.
         base_url: address of a server that runs already.
     """
 
@@ -54,7 +54,7 @@ class ServerSpec:
     model_name: str | None = None
     context_size: int | None = None
     threads: int | None = None
-    gpu_layers: int = 0
+    gpu_layers: int | None = None
     cache_type_k: str | None = None
     cache_type_v: str | None = None
     base_url: str | None = None
@@ -63,7 +63,7 @@ class ServerSpec:
 
     def as_args(self) -> dict[str, Any]:
         """What was asked for, for records: everything that is set; never a key's value."""
-        hidden = {"kind", "label", "max_load_seconds"}
+        hidden = {"kind", "label", "model_file", "max_load_seconds"}
         return {key: value for key, value in asdict(self).items() if value is not None and key not in hidden}
 
 

@@ -303,6 +303,13 @@ class Models(Section):
         return self
 
 
+# What the patterns above mean, in words.
+_FORMS = {
+    r"^[A-Za-z0-9_.+-]+$": "letters, digits and _ . + - only",
+    r"^[0-9a-f]{64}$": "the 64 hexadecimal digits of a SHA-256",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+$": "a name and an exact version, name==version",
+}
+
 SectionT = typing.TypeVar("SectionT", bound=Section)
 
 
@@ -355,7 +362,7 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     if kind in {"model_type", "dict_type"}:
         return f"must hold keys and values, not {shown(value)}"
     if kind == "string_pattern_mismatch":
-        return f"{shown(value)} does not have the form {error['ctx']['pattern']}"
+        return f"{shown(value)} is not allowed; write {_FORMS[error['ctx']['pattern']]}"
     message = str(error["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:] if message.startswith("Input") else message
     instead = "" if isinstance(value, (dict, list)) or kind == "value_error" else f", not {shown(value)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,17 @@ class Combination:
     rank: int
 
 
+# Backends of ours that bring the model themselves; the caller knows of registered ones.
+SERVING: Collection[str] = frozenset({"openai"})
+_OF_A_STARTED_SERVER = ("threads", "gpu_layers", "cache_type_k", "cache_type_v")
+_OF_A_RUNNING_SERVER = ("base_url",)
+
+
 class Matrix:
     """All combinations of a configuration, ordered: quantization, then model size, then variants as listed."""
 
     def __init__(self, combinations: Sequence[Combination]) -> None:
         self.combinations = tuple(combinations)
-        self._by_id = {combination.id: combination for combination in combinations}
         self._by_key = {
             (c.model.name, c.quantization, c.variant.id if c.variant else None): c for c in self.combinations
         }
@@ -43,16 +48,17 @@ class Matrix:
         """The combination a cell belongs to. Raises KeyError for a cell of another matrix."""
         return self._by_key[cell.model, cell.quantization, cell.variant]
 
-    def by_id(self, identifier: str) -> Combination | None:
-        """The combination whose cells carry this id between brackets."""
-        return self._by_id.get(identifier)
 
-
-def build_matrix(config: Loaded[Config], models: Loaded[Models], mode: str) -> Matrix:
+def build_matrix(
+    config: Loaded[Config], models: Loaded[Models], mode: str, serving: Collection[str] = SERVING
+) -> Matrix:
     """Cross models, the mode's quantizations and variants.
+
+    A server we start needs a model's ``files``; one that brings the model needs the name in ``served``.
 
     Args:
         mode: ``quick`` or ``full``.
+        serving: backends that bring the model themselves.
 
     Raises:
         ConfigError: two combinations would share an id, so one of them could never be selected or resumed.
@@ -66,7 +72,7 @@ def build_matrix(config: Loaded[Config], models: Loaded[Models], mode: str) -> M
         for quantization in dict.fromkeys([*model.files, *model.served])
         if quantization in selected
         for index, variant in enumerate(variants)
-        if quantization in _runnable(config.value, model, variant)
+        if quantization in (model.served if backend_kind(config.value, variant) in serving else model.files)
     ]
     rows.sort(key=lambda row: row[:4])
     combinations: list[Combination] = []
@@ -88,13 +94,6 @@ def build_matrix(config: Loaded[Config], models: Loaded[Models], mode: str) -> M
 def backend_kind(config: Config, variant: Variant | None) -> str:
     """The kind of server a variant runs on."""
     return variant.backend if variant and variant.backend else config.backend
-
-
-def _runnable(config: Config, model: ModelEntry, variant: Variant | None) -> set[str]:
-    """Quantizations of a model that this variant's backend could run: a server we start needs a file."""
-    if backend_kind(config, variant) == "embedded":
-        return set(model.files)
-    return {*model.files, *model.served}
 
 
 def _reject_repeated_variants(config: Loaded[Config]) -> None:
@@ -129,8 +128,28 @@ def check_backends(config: Loaded[Config], registered: Sequence[str], planned: S
         raise config.document.error(location, f"{kind!r} is no backend{nearest(kind, registered)}; allowed: {allowed}")
 
 
-def server_spec(config: Config, combination: Combination) -> ServerSpec:
-    """The server a combination needs; equal specs share one server."""
+def check_variants(config: Loaded[Config], serving: Collection[str] = SERVING) -> None:
+    """Refuse a variant's key that its backend does not read: two variants would differ in name only.
+
+    Raises:
+        ConfigError: pointing at the key.
+    """
+    for index, variant in enumerate(config.value.variants):
+        kind = backend_kind(config.value, variant)
+        unread = _OF_A_STARTED_SERVER if kind in serving else _OF_A_RUNNING_SERVER
+        for name in unread:
+            if getattr(variant, name) is not None:
+                why = "it does not start its server" if kind in serving else "it starts its own server"
+                raise config.document.error(
+                    ("variants", index, name), f"backend {kind!r} can not be told this: {why}; leave it out"
+                )
+
+
+def server_spec(config: Config, combination: Combination, serving: Collection[str] = SERVING) -> ServerSpec:
+    """The server a combination needs; equal specs share one server.
+
+    A backend that starts its server and has no section of its own takes the defaults of ``embedded``.
+    """
     model, variant = combination.model, combination.variant
     kind = backend_kind(config, variant)
     label = safe_name("_".join(filter(None, (model.name, combination.quantization, variant.id if variant else None))))
@@ -140,7 +159,7 @@ def server_spec(config: Config, combination: Combination) -> ServerSpec:
         return default if chosen is None else chosen
 
     max_load_seconds = config.limits.max_load_time
-    if kind == "embedded":
+    if kind not in serving:
         section = config.embedded
         files = model.files[combination.quantization]
         return ServerSpec(
@@ -157,8 +176,7 @@ def server_spec(config: Config, combination: Combination) -> ServerSpec:
     return ServerSpec(
         kind=kind,
         label=label,
-        model_file=None,
-        model_name=model.served.get(combination.quantization),
+        model_name=model.served[combination.quantization],
         context_size=choose("ctx_size", config.openai.default_ctx_size),
         base_url=choose("base_url", config.openai.base_url),
         api_key_env=config.openai.api_key_env,

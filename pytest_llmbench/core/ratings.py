@@ -43,20 +43,18 @@ def interpret(metrics: Mapping[str, MetricValue]) -> str | None:
 def rate(results: Sequence[ThresholdResult]) -> Rating | None:
     """Usability from the margins: all +50 % excellent, all +20 % good, all met acceptable, else poor or failed.
 
-    A limit missed that the profile calls critical means *failed*, any other *poor*. A limit of 0 has no relative
-    margin: met, it counts as met with ease. None when a limit could not be compared at all.
+    A limit missed that the profile calls critical means *failed*, any other *poor*. An inconclusive comparison is
+    neither met with ease nor missed: at best *acceptable*. A limit of 0 has no relative margin: met, it counts as met
+    with ease. None when a limit could not be compared at all.
     """
     if not results or any(result.observed is None for result in results):
         return None
-    missed = [result for result in results if not _met(result)]
+    missed = [result for result in results if result.verdict == "fail"]
     if missed:
         return "failed" if any(result.critical for result in missed) else "poor"
+    if any(result.verdict == "inconclusive" for result in results):
+        return "acceptable"
     margin = min(result.margin_percent if result.margin_percent is not None else math.inf for result in results)
     if margin >= 50:
         return "excellent"
     return "good" if margin >= 20 else "acceptable"
-
-
-def _met(result: ThresholdResult) -> bool:
-    assert result.observed is not None  # noqa: S101 -- the only caller has checked
-    return result.observed >= result.limit if result.side == "min" else result.observed <= result.limit

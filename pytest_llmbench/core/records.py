@@ -20,10 +20,11 @@ Verdict = Literal["pass", "fail", "inconclusive"]
 FLAGS: dict[str, str] = {
     "prompt_cache_hit": "the server answered part of a prompt from its cache; those requests are not samples",
     "short_answer": "answers ended before the requested length; those requests are not samples",
-    "failed_requests": "some requests failed; the rest were measured",
+    "imprecise": "the interval stayed wider than asked for; was the machine busy? close other programs, run again",
     "drift": "the samples rise or fall with time, so no single number describes them",
-    "server_timing_mismatch": "the server's own decode rate differs by more than 5 % from what arrived here",
-    "tokens_not_counted": "the server did not say how many tokens it produced; rates are absent",
+    "server_timing_mismatch": "the server's own times differ by more than 5 % from what was measured here",
+    "tokens_not_counted": "the server did not always say how many tokens it produced; those requests have no rate",
+    "chunked_stream": "several tokens arrive together; where that would shift a rate by over 2 % it is absent",
 }
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -106,6 +107,7 @@ class CellRecord(Record):
     flags: list[str] = []
     notes: list[str] = []
     sampling: dict[str, Primitive] = {}
+    answered_requests: int = 0
     server: ServerInfo
     model_file: ModelFile | None = None
     host: str
@@ -134,6 +136,7 @@ class RequestRecord(Record):
     t_end_ns: int
     connect_seconds: Finite | None = None
     ttft_seconds: Finite | None = None
+    time_to_first_reasoning_seconds: Finite | None = None
     decode_tokens_per_second: Finite | None = None
     prompt_tokens: int | None = None
     cached_tokens: int | None = None

@@ -134,29 +134,30 @@ class StoppingRule:
     limits: Mapping[str, Sequence[float]]
 
     def stop_reason(
-        self, headline: Sequence[float], judged: Mapping[str, Sequence[float]], elapsed_seconds: float
+        self, headline: Sequence[float], judged: Mapping[str, Interval | None], elapsed_seconds: float
     ) -> StopReason | None:
         """Why sampling may stop now, None to take another sample.
 
         Args:
             headline: samples of the metric whose interval must be narrow and free of trend.
-            judged: samples by metric name, for the metrics that thresholds judge by their median.
+            judged: intervals by metric name, of everything that thresholds may judge.
         """
         if len(headline) < self.min_samples:
             return None
-        if self._is_precise(headline) and not any(self._straddles(name, values) for name, values in judged.items()):
+        precise = self.is_narrow(headline) and not has_trend(headline)
+        if precise and not any(self._straddles(*metric) for metric in judged.items()):
             return "precise"
         if len(headline) >= self.max_samples:
             return "max_samples"
         return "time_budget" if elapsed_seconds >= self.max_seconds else None
 
-    def _is_precise(self, samples: Sequence[float]) -> bool:
+    def is_narrow(self, samples: Sequence[float]) -> bool:
+        """Whether the interval of the median is within the target."""
         interval = median_interval(samples)
-        if interval is None or has_trend(samples):
+        if interval is None:
             return False
         half_width = (interval.high - interval.low) / 2
         return half_width <= self.target_half_width_percent / 100 * abs(median(samples))
 
-    def _straddles(self, name: str, samples: Sequence[float]) -> bool:
-        interval = median_interval(samples)
+    def _straddles(self, name: str, interval: Interval | None) -> bool:
         return interval is not None and any(interval.low < limit < interval.high for limit in self.limits.get(name, ()))

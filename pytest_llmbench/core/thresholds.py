@@ -153,8 +153,7 @@ def explain(result: ThresholdResult) -> str:
         interval = f"95 % interval {low} to {high}"
     margin = ""
     if result.margin_percent is not None:
-        side = "inside" if result.margin_percent >= 0 else "beyond"
-        margin = f", {abs(result.margin_percent):.1f} % {side} the limit"
+        margin = f", margin {result.margin_percent:+.1f} % of the limit"
     facts = f"observed {observed} ({interval}, n={result.n}){margin}"
     return f"{mark} {result.key}: {relation} {limit}, {facts} → {result.verdict}"
 

@@ -13,7 +13,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.reader import Reader
 
-from pytest_llmbench.errors import ConfigError
+from pytest_llmbench.errors import ConfigError, readable
 
 Location = Sequence[str | int]
 
@@ -135,8 +135,7 @@ def shown(value: Any) -> str:
 
 def _complaint(name: str, line: int, message: str) -> str:
     """One line whatever a key or a value holds: line breaks, control characters and lone surrogates are escaped."""
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in message)
-    return f"{name}:{line}: {escaped}"
+    return f"{name}:{line}: {readable(message)}"
 
 
 def _child(node: Node | None, step: str | int) -> tuple[int, Node] | None:

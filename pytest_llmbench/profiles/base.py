@@ -69,6 +69,7 @@ class ProfileContext:
 
     Attributes:
         nodeid: labels the request records.
+        next_index: the number of the next request of this cell.
         data_dirs: where data files are looked for, the first that has one wins.
     """
 
@@ -79,7 +80,7 @@ class ProfileContext:
     data_dirs: Sequence[Path]
     sink: RequestSink
     on_failure: FailedRequest
-    _index: int = 0
+    next_index: int = 0
 
     def read_data(self, name: str) -> str:
         """The text of a data file. Raises FileNotFoundError when no folder has it."""
@@ -94,9 +95,10 @@ class ProfileContext:
         Raises:
             LlmbenchError: the request failed. Its record is filed before.
         """
-        record = send(self.endpoint, generation, cell=self.nodeid, index=self._index, phase=phase)
-        self._index += 1
-        if not record.ok:
+        record = send(self.endpoint, generation, cell=self.nodeid, index=self.next_index, phase=phase)
+        self.next_index += 1
+        only_reasoned = record.error == "empty_answer" and bool(record.reasoning)
+        if not record.ok and not (phase == "warmup" and only_reasoned):  # a warm-up is too short to think to an end
             self.file(record, usable=False)
             raise self.on_failure(RequestError(record.error or "failed", record.error_message or "the request failed"))
         return record

@@ -13,16 +13,17 @@ from typing import Any
 from pytest_llmbench.client.request import Generation
 from pytest_llmbench.core.config import InteractiveSettings
 from pytest_llmbench.core.records import RequestRecord
-from pytest_llmbench.core.statistics import has_trend, median, variation_percent, window_rates
+from pytest_llmbench.core.statistics import Interval, StoppingRule, has_trend, median, variation_percent, window_rates
 from pytest_llmbench.errors import MeasurementInvalid
 from pytest_llmbench.profiles.base import Measurement, ProfileContext, nonce
 
 PROMPT_FILE = "prompts/story.txt"
 WARMUP_TOKENS = 32
-WINDOW_TOKENS = (
-    25  # 20 windows in a 500-token answer: long enough to average a scheduler's hiccups, short enough to see stalls
-)
+# Pieces of text per window, 19 windows in a 500-token answer: long enough to average a scheduler's hiccups, short
+# enough to see stalls.
+WINDOW_PIECES = 25
 TIMING_TOLERANCE = 0.05
+HANDOVER_SECONDS = 0.02  # reading the request, tokenising, sampling and sending the first token: 1.5 ms where measured
 
 
 @dataclass
@@ -35,6 +36,12 @@ class _Samples:
     @property
     def decode_rates(self) -> list[float]:
         return [r.decode_tokens_per_second for r in self.records if r.decode_tokens_per_second is not None]
+
+    @property
+    def headline(self) -> list[float]:
+        """One value per sample: the decode rate, or the time to first token where a rate is missing."""
+        rates = self.decode_rates
+        return rates if len(rates) == len(self.records) else self.ttfts
 
     @property
     def ttfts(self) -> list[float]:
@@ -61,8 +68,10 @@ class InteractiveProfile:
         context.file(context.request(_continuation(story, min(WARMUP_TOKENS, tokens)), "warmup"))
         samples, stop_reason = self._sample(context, story, tokens)
         measurement = _summarise(samples)
-        if has_trend(samples.decode_rates):
+        if has_trend(samples.headline):
             measurement.flag("drift")
+        if not context.rule.is_narrow(samples.headline):
+            measurement.flag("imprecise")
         measurement.sampling = {
             "samples": len(samples.records),
             "rejected": sum(samples.rejected.values()),
@@ -83,11 +92,20 @@ class InteractiveProfile:
                 samples.rejected[doubt] = samples.rejected.get(doubt, 0) + 1
                 if sum(samples.rejected.values()) >= rule.min_samples:
                     raise _invalid(samples, tokens)
-            headline = samples.decode_rates or samples.ttfts
-            judged = {"decode_tokens_per_second": samples.decode_rates, "ttft_seconds": samples.ttfts}
-            reason = rule.stop_reason(headline, judged, time.monotonic() - started)
+            reason = rule.stop_reason(samples.headline, _intervals(samples, rule), time.monotonic() - started)
             if reason is not None:
                 return samples, reason
+
+
+def _intervals(samples: _Samples, rule: StoppingRule) -> dict[str, Interval | None]:
+    """The interval of every metric so far; not worth computing before the rule may stop."""
+    if len(samples.records) < rule.min_samples:
+        return {}
+    return {
+        name: Interval(metric.ci_low, metric.ci_high)
+        for name, metric in _summarise(samples).metrics.items()
+        if metric.ci_low is not None and metric.ci_high is not None
+    }
 
 
 def _continuation(story: str, tokens: int) -> Generation:
@@ -130,16 +148,23 @@ def _summarise(samples: _Samples) -> Measurement:
         value, interval = variation_percent(windows)
         measurement.add("variance_percent", value, interval, sum(map(len, windows)))
     else:
-        measurement.notes.append(f"answers are too short for windows of {WINDOW_TOKENS} tokens; variance not measured")
+        measurement.notes.append(f"answers are too short for windows of {WINDOW_PIECES} pieces; variance not measured")
     for flag in samples.rejected:
         measurement.flag(flag)
-    if not rates:
+    if any(record.output_tokens is None for record in records):
         measurement.flag("tokens_not_counted")
     if _server_disagrees(records):
         measurement.flag("server_timing_mismatch")
     per_chunk = _tokens_per_chunk(records)
     if per_chunk is not None and abs(per_chunk - 1) > 0.02:
-        measurement.notes.append(f"a chunk carries {per_chunk:.2f} tokens on average; windows are scaled by that")
+        measurement.flag("chunked_stream")
+        measurement.notes.append(
+            f"a piece of text carries {per_chunk:.2f} tokens on average; windows are scaled by that"
+        )
+    if any(record.reasoning for record in records):
+        measurement.notes.append(
+            "tokens went to reasoning; the decode rate spans them, the time to first token does not"
+        )
     return measurement
 
 
@@ -147,7 +172,7 @@ def _windows(record: RequestRecord) -> list[float]:
     if record.output_tokens is None or not record.chunks:
         return []
     times = [offset / 1e6 for offset in record.token_offsets_us]
-    return window_rates(times, record.output_tokens / record.chunks, WINDOW_TOKENS)
+    return window_rates(times, record.output_tokens / record.chunks, WINDOW_PIECES)
 
 
 def _tokens_per_chunk(records: list[RequestRecord]) -> float | None:
@@ -166,13 +191,18 @@ def _prefill_rates(records: list[RequestRecord]) -> list[float]:
 
 
 def _server_disagrees(records: list[RequestRecord]) -> bool:
-    """Whether the server's own decode rate is off ours by more than the tolerance, in the median."""
-    ratios = []
+    """Whether the server's own times are off ours by more than the tolerance, in the median."""
+    rates, waits = [], []
     for record in records:
-        server_rate = _server_decode_rate(record.server_timings or {})
+        timings = record.server_timings or {}
+        server_rate, prompt_ms = _server_decode_rate(timings), timings.get("prompt_ms")
         if server_rate is not None and record.decode_tokens_per_second is not None:
-            ratios.append(record.decode_tokens_per_second / server_rate)
-    return bool(ratios) and abs(median(ratios) - 1) > TIMING_TOLERANCE
+            rates.append(record.decode_tokens_per_second / server_rate)
+        if isinstance(prompt_ms, int | float) and record.ttft_seconds and not record.reasoning:
+            unexplained = record.ttft_seconds - prompt_ms / 1000
+            waits.append(max(0.0, unexplained - HANDOVER_SECONDS) / record.ttft_seconds)
+    off = [abs(median(values) - aim) for values, aim in ((rates, 1), (waits, 0)) if values]
+    return any(difference > TIMING_TOLERANCE for difference in off)
 
 
 def _server_decode_rate(timings: dict[str, Any]) -> float | None:

@@ -25,6 +25,8 @@ def write_csv(folder: Path, records: Sequence[CellRecord]) -> Path:
     columns = ["model", "quant", "variant", "size_gb"]
     for record in records:
         row = rows.setdefault((record.model, record.quantization, record.variant), {})
+        if f"{record.profile}_status" in row and not record.metrics:
+            continue  # a user's own test of this profile: it must not stand beside the numbers of a measurement
         row |= {"model": record.model, "quant": record.quantization, "variant": record.variant or ""}
         if record.model_file is not None:
             row["size_gb"] = f"{record.model_file.size_bytes / 1e9:.3f}"

@@ -19,16 +19,15 @@ _ACTIVE = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 def write_markdown(folder: Path, records: Sequence[CellRecord]) -> Path:
     """Write ``summary.md`` into a run's folder."""
     path = folder / "summary.md"
-    path.write_text(render(records), encoding="utf-8", errors="replace")
+    path.write_text(render(records, folder.resolve().name), encoding="utf-8", errors="replace")
     return path
 
 
-def render(records: Sequence[CellRecord]) -> str:
+def render(records: Sequence[CellRecord], run_id: str) -> str:
     """The summary as Markdown text."""
     counts = Counter(record.status for record in records)
-    run_id = records[0].run_id if records else ""
-    totals = ", ".join(f"{count} {status}" for status, count in counts.items())
-    lines = [f"# Benchmark run {_escape(run_id)}", "", f"{len(records)} cells: {totals}.", ""]
+    totals = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none was finished"
+    lines = [f"# Benchmark run {_escape(run_id)}", "", f"Cells: {totals}.", ""]
     shown = [name for name in METRICS if any(name in record.metrics for record in records)]
     header = ["model", "quant", "profile", *(f"{name} ({METRICS[name].unit})" for name in shown), "rating", "status"]
     lines += [_row(header), _row(["---"] * len(header))]
@@ -37,6 +36,7 @@ def render(records: Sequence[CellRecord]) -> str:
         numbers = [_interval(record, metric) for metric in shown]
         lines.append(_row([name, record.quantization, record.profile, *numbers, record.rating or "–", record.status]))
     lines += ["", "Values are medians with 95 % intervals; a dash means not measured.", ""]
+    lines += [*(f"- {_escape(name)}: {METRICS[name].meaning}" for name in shown), ""]
     for record in records:
         lines += _details(record)
     return "\n".join(lines) + "\n"

@@ -73,7 +73,7 @@ def _details(record: CellRecord) -> list[str]:
     lines += [f"doubt: {FLAGS.get(flag, flag)}" for flag in record.flags]
     if record.reason is not None and record.reason.code != "below_threshold":
         lines.append(f"{record.status} ({record.reason.code}): {record.reason.message.partition(chr(10))[0]}")
-    title = f"{record.model} {record.quantization} {record.profile}{words}"
+    title = f"{record.nodeid.rpartition('::')[2]}{words}"
     return ["", plain(title), *(f"  {plain(line)}" for line in lines)] if lines else []
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import mmap
 import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from importlib import metadata
@@ -25,11 +25,10 @@ from pytest_llmbench.errors import CellError
 def runtime_dir() -> Path:
     """Where locks shared by all runs of this user live; ``LLMBENCH_RUNTIME_DIR`` overrides it.
 
-    The system's folder for temporary files, because it is the one place that exists everywhere and on which processes
-    of one user agree whatever session they belong to.
+    ``/tmp``, whatever ``TMPDIR`` says, because all processes of one user on one machine have to agree on it.
     """
     configured = os.environ.get("LLMBENCH_RUNTIME_DIR")
-    path = Path(configured) if configured else Path(tempfile.gettempdir()) / f"pytest-llmbench-{os.getuid()}"
+    path = Path(configured or f"/tmp/pytest-llmbench-{os.getuid()}")  # noqa: S108 -- its owner is checked below
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         usable = os.access(path, os.W_OK) and (configured is not None or path.stat().st_uid == os.getuid())
@@ -46,6 +45,17 @@ def runtime_dir() -> Path:
 def device_lock() -> FileLock:
     """The right to load and measure on this host's CPUs, which are one device; ends with the process that holds it."""
     return FileLock(runtime_dir() / "device-cpu.lock")
+
+
+def usable_cores() -> int:
+    """Physical cores this process may really use: what its CPU affinity and its cgroup's quota leave of them."""
+    limits = [psutil.cpu_count(logical=False) or psutil.cpu_count() or 1]
+    if hasattr(os, "sched_getaffinity"):
+        limits.append(len(os.sched_getaffinity(0)))
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        limits.append(math.ceil(int(quota) / int(period)))  # "max" is no number: no quota
+    return max(1, min(limits))
 
 
 def describe_hardware() -> dict[str, Any]:

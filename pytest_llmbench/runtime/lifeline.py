@@ -1,4 +1,7 @@
-"""Dying with the parent: a child that outlives a killed parent would hold memory and a port for ever."""
+"""Dying with the parent: a child that outlives a killed parent would hold memory and a port for ever.
+
+``python -m pytest_llmbench.runtime.lifeline PID MODULE …`` runs another module so.
+"""
 
 from __future__ import annotations
 
@@ -21,3 +24,11 @@ def die_with_parent(expected_parent_pid: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != expected_parent_pid:
         os._exit(1)
+
+
+if __name__ == "__main__":
+    import runpy
+
+    die_with_parent(int(sys.argv[1]))
+    del sys.argv[:2]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

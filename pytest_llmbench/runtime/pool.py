@@ -25,7 +25,7 @@ ServerT = TypeVar("ServerT", bound=Stoppable)
 
 
 class ServerPool(Generic[ServerT]):
-    """Holds at most one server: two would share the memory and cores that are being measured."""
+    """Holds at most one server: two of one process would share the memory and cores that are being measured."""
 
     def __init__(self) -> None:
         self._key: ServerSpec | None = None
@@ -47,8 +47,10 @@ class ServerPool(Generic[ServerT]):
         try:
             server = start()
         except CellError as exc:
+            logger.info("%s on %s did not start: %s", key.kind, key.label, exc.code)
             self._failures[key] = exc
             raise
+        logger.info("started %s on %s", key.kind, key.label)
         self._key, self._server = key, server
         return server
 
@@ -60,4 +62,5 @@ class ServerPool(Generic[ServerT]):
         """Stop the current server, if any."""
         server, self._key, self._server = self._server, None, None
         if server is not None:
+            logger.info("stopping the server")
             server.stop()

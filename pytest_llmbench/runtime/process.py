@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import select
 import signal
 import subprocess
@@ -100,7 +101,7 @@ class ServerProcess:
         self.stop()
         return ServerError(
             code,
-            f"{what} ({_describe_exit(status)}); its log {self.stderr_log.name} ends:\n{tail or '(empty)'}",
+            f"{what} ({_describe_exit(status)}){_telling_line(tail)}; its log {self.stderr_log.name} ends:\n{tail}",
             {"exit_status": status, "log_tail": tail},
         )
 
@@ -157,6 +158,14 @@ def _is_gone(process: psutil.Process) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def _telling_line(tail: str) -> str:
+    """The first line of a log that speaks of an error, from where it does."""
+    for line in tail.splitlines():
+        if found := re.search(r"\b(?:error|failed|unable)\b.*", line, re.IGNORECASE):
+            return f": {found[0]}"
+    return ""
 
 
 def _describe_exit(status: int | None) -> str:

@@ -125,6 +125,8 @@ def read_cells(path: Path) -> Iterator[CellRecord]:
         RecordError: no such run, or a line that is no record.
     """
     file = path / "cells.jsonl"
+    if not file.exists() and (path / "run.json").is_file():
+        return  # ended before its first cell did
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as exc:

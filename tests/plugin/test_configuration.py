@@ -163,3 +163,45 @@ def test_wrong_mode_in_the_ini_file_is_refused(bench: Bench) -> None:
     result = bench.run("suites/")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "'fast' is not allowed; allowed: quick, full" in result.stderr.str()
+
+
+def test_climbing_path_in_the_ini_file_is_refused(bench: Bench) -> None:
+    bench.write("pytest.ini", "[pytest]\nllmbench_output = ../elsewhere\n")
+    result = bench.run("suites/")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "llmbench_output: '../elsewhere' may not climb out" in result.stderr.str()
+
+
+def test_unusable_output_folder_is_refused(bench: Bench) -> None:
+    result = bench.run("suites/", "--llmbench-output", "x" * 300)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "can not be written" in result.stderr.str()
+
+
+def test_folder_in_place_of_a_file_is_refused(bench: Bench) -> None:
+    bench.run("--version")
+    (bench.path / "configs/models.yaml").unlink()
+    (bench.path / "configs/models.yaml").mkdir()
+    result = bench.pytester.runpytest_inprocess("suites/")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "configs/models.yaml: can not be read: Is a directory" in result.stderr.str()
+
+
+def test_header_names_the_files_in_use(bench: Bench) -> None:
+    bench.run("--version")
+    (bench.path / "configs/config.yaml").unlink()
+    result = bench.pytester.runpytest_inprocess("suites/", "--collect-only")
+    line = "llmbench: (built-in defaults) and configs/models.yaml: 0 combinations, profiles: interactive"
+    assert line in result.stdout.lines
+    assert any(
+        "the matrix is empty: no model has a quantization of full_mode_quants" in li for li in result.stdout.lines
+    )
+
+
+def test_quantization_that_no_mode_selects_is_announced(bench: Bench) -> None:
+    bench.models["models"][0]["served"]["q8_0"] = "fake"
+    result = bench.run("suites/")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(
+        ["llmbench: configs/models.yaml:*: models?0?.served.q8_0: in neither mode's quantizations*; never run"]
+    )

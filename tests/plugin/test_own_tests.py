@@ -131,3 +131,27 @@ def test_taken_names_are_refused(bench: Bench) -> None:
     result = bench.run("suites/")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "a backend named 'openai' exists already" in result.stderr.str()
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "n2"])
+def test_own_parametrization_beside_the_cells(bench: Bench, workers: tuple[str, ...]) -> None:
+    bench.write(
+        "suites/test_interactive.py",
+        """
+import os
+import pytest
+
+@pytest.mark.parametrize("question", ["a", "b", "crash"])
+@pytest.mark.llmbench(profile="interactive")
+def test_it(llm, question):
+    if question == "crash" and "PYTEST_XDIST_WORKER" in os.environ:
+        os._exit(3)
+    llm.complete(question, max_tokens=4)
+""",
+    )
+    bench.run_subprocess("suites/", *workers)
+    statuses = sorted((c["nodeid"].rpartition("[")[2], c["status"]) for c in bench.cells())
+    crashed = "error" if workers else "passed"
+    assert statuses == [("tiny-Q4_K_M-a]", "passed"), ("tiny-Q4_K_M-b]", "passed"), ("tiny-Q4_K_M-crash]", crashed)]
+    assert (bench.latest / "run.json").is_file()
+    assert len(bench.requests()) == (2 if workers else 3)

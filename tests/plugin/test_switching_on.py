@@ -58,8 +58,9 @@ def test_switched_off_by_name(bench: Bench) -> None:
     bench.write("test_ordinary.py", "def test_ordinary():\n    pass\n")
     bench.write("configs/broken.yaml", "")
     bench.config["unknown"] = 1
-    result = bench.run("-p", "no:llmbench", "test_ordinary.py")
-    result.assert_outcomes(passed=1)
+    bench.write("pytest.ini", "[pytest]\nstrict = true\nfilterwarnings = error\n")
+    result = bench.run("-p", "no:llmbench")
+    result.assert_outcomes(passed=1, deselected=1)
     assert not (bench.path / "results").exists()
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, cast
 
-Fault = Literal["short", "cached", "empty", "truncated", "error_event", "http_500", "no_usage", "not_counted_short"]
+Fault = Literal[
+    "short", "cached", "empty", "truncated", "error_event", "http_500", "no_usage", "not_counted_short", "usage_twice"
+]
 
 
 @dataclass
@@ -21,6 +23,8 @@ class FakeOpenAI:
 
     Attributes:
         token_seconds: pause before each piece of text.
+        reasoning_pieces: of the answer's pieces, how many come first and are reasoning.
+        tokens_per_piece: tokens the usage counts for each piece.
         answer: sent whole instead of numbered words when not None.
         fault: how to misbehave, by model name; the key ``*`` means every model.
         requests: bodies of the chat requests that came, in order, each with ``t_begin`` and ``t_end``.
@@ -29,6 +33,8 @@ class FakeOpenAI:
     models: tuple[str, ...] = ("fake",)
     token_seconds: float = 0.0002
     answer: str | None = None
+    reasoning_pieces: int = 0
+    tokens_per_piece: int = 1
     fault: dict[str, Fault] = field(default_factory=dict)
     props: dict[str, Any] | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -86,7 +92,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _stream(self, body: dict[str, Any], fault: Fault | None) -> None:
         asked = int(body["max_tokens"])
         count = max(1, asked // 2) if fault in {"short", "not_counted_short"} else asked
-        words = [f"word{i} " for i in range(count)] if self.fake.answer is None else [self.fake.answer]
+        words = (
+            [f"word{i} " for i in range(count // self.fake.tokens_per_piece)]
+            if self.fake.answer is None
+            else [self.fake.answer]
+        )
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
@@ -100,10 +110,12 @@ class _Handler(BaseHTTPRequestHandler):
             if index == len(words) // 2 and fault == "error_event":
                 self._event({"error": {"message": "the engine fell over"}})
                 break
-            self._delta({"content": word})
+            field = "reasoning_content" if index < self.fake.reasoning_pieces else "content"
+            self._delta({field: word})
         finish = "length" if count == asked and fault != "empty" else "stop"
         self._event({"model": body["model"], "choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
-        if fault not in {"no_usage", "not_counted_short"}:
+        counted = fault != "usage_twice" or len(self.fake.requests) <= 3  # the warm-up and two samples
+        if fault not in {"no_usage", "not_counted_short"} and counted:
             cached = 7 if fault == "cached" else 0
             usage = {
                 "prompt_tokens": 40,

@@ -143,19 +143,18 @@ class TestLlamaCppCompletion:
         feed(parser, {"content": "Once"}, {"content": " upon"}, {**final, "model": "tiny"})
         answer = parser.answer
         assert answer.text == ["Once", " upon"]
-        assert answer.token_times_ns == [0, 10]
+        assert answer.piece_times_ns == [0, 10]
         assert (answer.prompt_tokens, answer.cached_tokens, answer.output_tokens) == (7, 3, 2)
         assert answer.output_tokens_source == "timings.predicted_n"
         assert answer.finish_reason == "length"
         assert answer.server_timings == timings
-        assert answer.model == "tiny"
         assert answer.finished
 
     def test_empty_content_is_an_event_but_no_token(self) -> None:
         parser = LlamaCppCompletion()
         feed(parser, {"content": ""}, {"index": 0}, {"content": None}, {"content": "a"})
         assert parser.answer.t_first_event_ns == 0
-        assert parser.answer.token_times_ns == [30]
+        assert parser.answer.piece_times_ns == [30]
 
     def test_the_last_event_may_hold_text(self) -> None:
         parser = LlamaCppCompletion()
@@ -187,7 +186,7 @@ class TestOpenAIChat:
         feed(parser, delta(content="Hel"), delta(content="lo"), stop, {"choices": [], "usage": usage}, b"[DONE]")
         answer = parser.answer
         assert answer.text == ["Hel", "lo"]
-        assert answer.token_times_ns == [0, 10]
+        assert answer.piece_times_ns == [0, 10]
         assert (answer.prompt_tokens, answer.cached_tokens, answer.output_tokens) == (9, 4, 3)
         assert answer.output_tokens_source == "usage.completion_tokens"
         assert answer.finish_reason == "length"
@@ -197,7 +196,7 @@ class TestOpenAIChat:
         parser = OpenAIChat()
         feed(parser, delta(role="assistant"), delta(content=""), delta(content=None), delta(), delta(content="a"))
         assert parser.answer.t_first_event_ns == 0
-        assert parser.answer.token_times_ns == [40]
+        assert parser.answer.piece_times_ns == [40]
         assert parser.answer.text == ["a"]
 
     @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
@@ -207,7 +206,8 @@ class TestOpenAIChat:
         assert parser.answer.reasoning == ["Hm", "m"]
         assert parser.answer.t_first_reasoning_ns == 10
         assert parser.answer.text == ["42"]
-        assert parser.answer.token_times_ns == [30]
+        assert parser.answer.t_first_token_ns == 30
+        assert parser.answer.piece_times_ns == [10, 20, 30]  # the server counts reasoning, so the rate spans it
 
     def test_timings_win_over_usage(self) -> None:
         parser = OpenAIChat()
@@ -275,4 +275,4 @@ class TestEveryParser:
             feed(parser, event)
         for count in (parser.answer.prompt_tokens, parser.answer.cached_tokens, parser.answer.output_tokens):
             assert count is None or (type(count) is int and count >= 0)
-        assert len(parser.answer.text) == len(parser.answer.token_times_ns)
+        assert len(parser.answer.text) == len(parser.answer.piece_times_ns)

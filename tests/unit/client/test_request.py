@@ -133,7 +133,7 @@ class TestAGoodAnswer:
             protocol="openai_chat",
         )
         assert record.ok
-        assert (record.output, record.reasoning, record.chunks) == ("42", "Hm.", 2)
+        assert (record.output, record.reasoning, record.chunks) == ("42", "Hm.", 3)
         assert (record.prompt_tokens, record.output_tokens) == (9, 5)
         assert record.output_tokens_source == "usage.completion_tokens"
         assert record.t_first_event_ns is not None
@@ -142,6 +142,26 @@ class TestAGoodAnswer:
         assert record.t_first_event_ns < record.t_first_reasoning_ns < record.t_first_token_ns
         assert record.ttft_seconds is not None
         assert 0.1 <= record.ttft_seconds < 1.5
+        assert record.time_to_first_reasoning_seconds is not None
+        assert 0.05 <= record.time_to_first_reasoning_seconds < record.ttft_seconds
+
+    def test_the_rate_spans_reasoning_which_the_server_counts_too(self) -> None:
+        pieces = [(0.02, event(choices=[{"delta": {"reasoning_content": "hm "}}])) for _ in range(4)]
+        pieces.append((0.02, event(choices=[{"delta": {"content": "4"}, "finish_reason": "length"}])))
+        usage = event(choices=[], usage={"completion_tokens": 5}) + chunk(b"data: [DONE]\n\n") + STREAM_END
+        record = exchange((0, STREAM_HEAD), *pieces, (0, usage), protocol="openai_chat")
+        assert record.decode_tokens_per_second is not None
+        assert record.decode_tokens_per_second <= 4 / 0.08
+
+    def test_a_rate_that_chunks_would_falsify_is_absent(self) -> None:
+        def answer(tokens: int) -> RequestRecord:
+            pieces = [(0.01, event(content="x" * 9)) for _ in range(3)]
+            end = event(content="", stop=True, stop_type="limit", timings={"predicted_n": tokens})
+            return exchange((0, STREAM_HEAD), *pieces, (0, end + STREAM_END))
+
+        assert answer(3).decode_tokens_per_second is not None
+        assert answer(60).decode_tokens_per_second is None
+        assert answer(60).output_tokens == 60
 
     def test_a_body_that_ends_with_the_connection(self) -> None:
         body = b'data: {"content": "a"}\n\ndata: {"content": "", "stop": true}\n\n'

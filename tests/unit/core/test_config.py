@@ -246,7 +246,7 @@ def test_a_misspelt_value_names_the_one_that_was_meant() -> None:
         ("backend: [a]", ":1: backend: should be a valid string"),
         ("limits: {max_load_time: .nan}", ":1: limits.max_load_time: should be a finite number, not nan"),
         ("limits: {max_load_time: 0}", ":1: limits.max_load_time: should be greater than 0, not 0"),
-        ("variants: [{id: a b}]", ":1: variants[0].id: 'a b' does not have the form ^[A-Za-z0-9_.+-]+$"),
+        ("variants: [{id: a b}]", ":1: variants[0].id: 'a b' is not allowed; write letters, digits and _ . + - only"),
         ("variants:\n  - threads: 1", ":2: variants[0].id: is required"),
         ("measurement: {min_samples: 5}", ":1: measurement.min_samples: should be greater than or equal to 6, not 5"),
     ],
@@ -390,7 +390,9 @@ def test_a_wheel_has_an_exact_version(wheel: str) -> None:
     refusal = _refused_models(
         f"models: [{{name: m, size: 1B, files: {{Q4_0: x}}, source: {{wheel: '{wheel}', member: x}}}}]"
     )
-    assert refusal.startswith(f"configs/models.yaml:1: models[0].source.Q4_0.wheel: '{wheel}' does not have the form ")
+    assert refusal.startswith(
+        f"configs/models.yaml:1: models[0].source.Q4_0.wheel: '{wheel}' is not allowed; write a name"
+    )
 
 
 @pytest.mark.parametrize("name", ["../x.gguf", "a/../../x", "/etc/passwd", "C:\\\\x", "", "a\\0b"])
@@ -420,7 +422,7 @@ def test_a_file_below_the_folder_is_accepted(name: str) -> None:
         ),
         ("{name: m, size: %sx1B, files: {Q4_0: x}}" % ("9" * 400), "models[0].size: '999"),
         ("{name: '', size: 1B, files: {Q4_0: x}}", "models[0].name: string should have at least 1 character, not ''"),
-        ("{name: m, size: 1B, files: {Q 4: x}}", "models[0].files.Q 4: 'Q 4' does not have the form "),
+        ("{name: m, size: 1B, files: {Q 4: x}}", "models[0].files.Q 4: 'Q 4' is not allowed; write letters, digits"),
         ("{name: m, size: 1B, files: {Q4_0: 5}}", "models[0].files.Q4_0: should be a valid string, not 5"),
         ("{name: m, size: 1B, files: {4: x}}", "models[0].files[4]: should be a valid string, not 4"),
         ("{name: m, size: 1B, files: {Q4_0: [1]}}", "models[0].files.Q4_0[0]: should be a valid string, not 1"),

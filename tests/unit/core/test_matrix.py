@@ -15,6 +15,7 @@ from pytest_llmbench.core.matrix import (
     backend_kind,
     build_matrix,
     check_backends,
+    check_variants,
     require_base_urls,
     server_spec,
 )
@@ -83,7 +84,6 @@ def test_a_variant_with_another_backend_runs_what_that_backend_can() -> None:
         "small-Q4_K_M-own",
         "small-Q4_K_M-remote",
         "big-Q4_K_M-own",
-        "big-Q4_K_M-remote",
         "small-Q2_K-remote",
     ]
 
@@ -94,8 +94,6 @@ def test_cells_lead_back_to_their_combination() -> None:
     assert cells[0] == Cell("small", "Q4_K_M", "interactive", "v")
     assert [cell.id for cell in cells] == _ids(matrix)
     assert [matrix.of(cell) for cell in cells] == list(matrix.combinations)
-    assert matrix.by_id("small-Q4_K_M-v") is matrix.combinations[0]
-    assert matrix.by_id("small-Q4_K_M") is None
     with pytest.raises(KeyError):
         matrix.of(Cell("small", "Q4_K_M", "interactive"))
 
@@ -228,7 +226,7 @@ def test_a_running_server_is_asked_for_the_name_it_serves() -> None:
         base_url="http://127.0.0.1:8080",
         api_key_env="KEY",
     )
-    assert _spec(config, position=1).model_name is None  # takes the only one it serves
+    assert _spec(config, position=1).model_name == "small:q2"
 
 
 def test_a_variant_may_name_another_running_server() -> None:
@@ -269,3 +267,36 @@ def test_sections_of_the_configuration_are_frozen() -> None:
     config: Section = _load(Config, "").value
     with pytest.raises(ValueError, match="frozen"):
         config.backend = "other"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("{id: a, threads: 1}", "config.yaml:3: variants[0].threads: backend 'openai' can not be told this"),
+        ("{id: a, cache_type_k: q8_0}", "variants[0].cache_type_k: backend 'openai' can not be told this"),
+        ("{id: a, gpu_layers: 0}", "variants[0].gpu_layers: backend 'openai' can not be told this"),
+        (
+            "{id: a, backend: embedded, base_url: 'http://127.0.0.1:1'}",
+            "variants[0].base_url: backend 'embedded' can not be told this: it starts its own server",
+        ),
+    ],
+)
+def test_a_variants_key_that_its_backend_does_not_read_is_refused(variant: str, message: str) -> None:
+    text = f"backend: openai\nopenai: {{base_url: 'http://127.0.0.1:1'}}\nvariants: [{variant}]\n"
+    with pytest.raises(ConfigError) as caught:
+        check_variants(_load(Config, text))
+    assert message in str(caught.value)
+
+
+def test_a_registered_backend_that_starts_its_server_gets_its_own_file_and_settings() -> None:
+    config = _load(Config, "backend: mine\nembedded: {default_ctx_size: 2048}\nvariants: [{id: v, threads: 3}]\n")
+    matrix = build_matrix(config, _load(Models, TWO_MODELS), "full", serving=["openai", "remote"])
+    specs = [server_spec(config.value, c, ["openai", "remote"]) for c in matrix.combinations]
+    assert [spec.model_file for spec in specs[:2]] == ["500M/s4.gguf", "7B/b4-1.gguf"]
+    assert {(spec.kind, spec.context_size, spec.threads) for spec in specs} == {("mine", 2048, 3)}
+    assert len(set(specs)) == len(specs)
+
+
+def test_a_model_without_a_served_name_is_no_cell_of_a_running_server() -> None:
+    config = "backend: openai\nopenai: {base_url: 'http://127.0.0.1:1'}\n"
+    assert _ids(_matrix(TWO_MODELS, config)) == ["small-Q4_K_M", "small-Q2_K"]

@@ -16,7 +16,9 @@ from pytest_llmbench.core.thresholds import Limit, judge
 def _result(
     observed: float | None, limit: float = 10, side: Literal["min", "max"] = "min", *, critical: bool = True
 ) -> ThresholdResult:
-    metrics = {} if observed is None else {"m": MetricValue(value=observed, unit="u", n=6)}
+    metrics = (
+        {} if observed is None else {"m": MetricValue(value=observed, unit="u", n=6, ci_low=observed, ci_high=observed)}
+    )
     return judge([Limit("k", "m", side, limit, critical)], metrics)[0]
 
 
@@ -56,6 +58,14 @@ def test_a_limit_of_zero_is_met_with_ease_or_missed() -> None:
     assert rate([_result(0.1, limit=0)]) == "excellent"
     assert rate([_result(0.1, limit=0), _result(10)]) == "acceptable"
     assert rate([_result(0.1, limit=0, side="max")]) == "failed"
+
+
+def test_an_undecided_limit_is_neither_missed_nor_met_with_ease() -> None:
+    wide = {"m": MetricValue(value=50, unit="u", n=6, ci_low=5, ci_high=100)}
+    undecided = judge([Limit("k", "m", "min", 10, critical=True)], wide)[0]
+    assert undecided.verdict == "inconclusive"
+    assert rate([undecided, _result(100)]) == "acceptable"
+    assert rate([undecided, _result(9)]) == "failed"
 
 
 def test_there_is_no_rating_without_an_observation_for_every_limit() -> None:

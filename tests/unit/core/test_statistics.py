@@ -249,7 +249,7 @@ def test_sampling_goes_on_until_the_least_number_is_reached_whatever_it_costs() 
 
 
 def test_a_narrow_interval_is_precise() -> None:
-    assert _rule().stop_reason(STEADY, {"rate": STEADY}, 0) == "precise"
+    assert _rule().stop_reason(STEADY, {"rate": median_interval(STEADY)}, 0) == "precise"
 
 
 def test_a_half_width_of_exactly_the_target_is_precise() -> None:
@@ -278,11 +278,11 @@ def test_a_trend_is_not_precise_however_narrow() -> None:
 
 
 def test_sampling_goes_on_while_an_interval_straddles_a_limit() -> None:
-    assert _rule(rate=[50.0]).stop_reason(STEADY, {"rate": STEADY}, 0) is None
-    assert _rule(rate=[2.0, 50.0]).stop_reason(STEADY, {"rate": STEADY}, 0) is None
-    assert _rule(rate=[2.0, 60.0]).stop_reason(STEADY, {"rate": STEADY}, 0) == "precise"
-    assert _rule(other=[50.0]).stop_reason(STEADY, {"rate": STEADY}, 0) == "precise"
-    assert _rule(other=[1.0]).stop_reason(STEADY, {"rate": STEADY, "other": [0.9, 1.1]}, 0) == "precise"
+    assert _rule(rate=[50.0]).stop_reason(STEADY, {"rate": median_interval(STEADY)}, 0) is None
+    assert _rule(rate=[2.0, 50.0]).stop_reason(STEADY, {"rate": median_interval(STEADY)}, 0) is None
+    assert _rule(rate=[2.0, 60.0]).stop_reason(STEADY, {"rate": median_interval(STEADY)}, 0) == "precise"
+    assert _rule(other=[50.0]).stop_reason(STEADY, {"rate": median_interval(STEADY)}, 0) == "precise"
+    assert _rule(other=[1.0]).stop_reason(STEADY, {"rate": median_interval(STEADY), "other": None}, 0) == "precise"
 
 
 def test_fewer_samples_than_an_interval_needs_are_never_precise() -> None:

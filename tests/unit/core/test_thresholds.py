@@ -242,11 +242,11 @@ def test_a_limit_a_hair_above_zero_has_no_margin_to_speak_of() -> None:
 def test_a_result_is_explained_in_one_line() -> None:
     assert explain(_judge(2, "max", 1.5, 1.25, 1.75)) == (
         "✓ max_ttft_seconds: at most 2.000 s, observed 1.500 s (95 % interval 1.250 s to 1.750 s, n=6), "
-        "25.0 % inside the limit → pass"
+        "margin +25.0 % of the limit → pass"
     )
     assert explain(_judge(2, "min", 1.5, 1.25, 1.75)) == (
         "✗ min_ttft_seconds: at least 2.000 s, observed 1.500 s (95 % interval 1.250 s to 1.750 s, n=6), "
-        "25.0 % beyond the limit → fail"
+        "margin -25.0 % of the limit → fail"
     )
     assert explain(_judge(0, "min", 1.5, None, None)) == (
         "? min_ttft_seconds: at least 0.000 s, observed 1.500 s (no interval, n=6) → inconclusive"

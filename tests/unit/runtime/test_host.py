@@ -130,3 +130,21 @@ class TestTheDeviceLock:
         monkeypatch.setenv("LLMBENCH_RUNTIME_DIR", str(tmp_path / "a" / "b"))
         assert host.runtime_dir() == tmp_path / "a" / "b"
         assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
+
+
+def test_cores_outside_the_affinity_are_not_used() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert host.usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert 1 <= host.usable_cores() <= len(before)
+
+
+def test_the_lock_does_not_depend_on_where_temporary_files_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LLMBENCH_RUNTIME_DIR")
+    first = host.runtime_dir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert host.runtime_dir() == first
+    assert str(os.getuid()) in first.name

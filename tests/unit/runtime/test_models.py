@@ -156,7 +156,7 @@ class TestAPath:
         path, described = store.fetch(entry(Source(path=written, sha256=SHA256)), "Q4_1", Steps())
         assert path == elsewhere
         assert described.sha256 == SHA256
-        assert not store.model_dir.exists()
+        assert [path.name for path in elsewhere.parent.iterdir()] == ["my.gguf"]  # nothing of ours beside it
 
     def test_that_does_not_exist(self, store: ModelStore) -> None:
         error = refused(store, entry(Source(path="mine/my.gguf")))
@@ -339,7 +339,7 @@ class TestTheRememberedChecksum:
     def test_that_can_not_be_read_is_computed_again(self, store: ModelStore, target: Path, note: bytes) -> None:
         target.write_bytes(CONTENT)
         store.fetch(entry(), "Q4_1", Steps())
-        (remembered,) = target.parent.glob("*.sha256.json")
+        (remembered,) = store.model_dir.glob(".checksums/*.json")
         remembered.write_bytes(note)
         assert store.fetch(entry(), "Q4_1", Steps())[1].sha256 == SHA256
 
