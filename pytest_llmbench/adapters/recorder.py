@@ -42,8 +42,11 @@ class Recorder:
 
     @property
     def _nothing_measured(self) -> bool:
-        """Cells were selected, and not one was measured or even answered a request."""
-        return bool(self._records) and not any(r.metrics or r.answered_requests for r in self._records)
+        """Cells were selected, and none was measured; a user's own test counts when the model answered it."""
+        return bool(self._records) and not any(
+            r.metrics or r.status in {"invalid", "failed"} or (r.status == "passed" and r.answered_requests)
+            for r in self._records
+        )
 
     def pytest_report_header(self) -> list[str]:
         """What will be measured; a file that was not found, and a matrix without cells, show here."""

@@ -19,7 +19,7 @@ def test_cell_is_measured_and_agrees_with_the_servers_own_clock(suite: EmbeddedS
     assert suite.run() == 0, suite.output
     (cell,) = suite.cells()
     assert cell["status"] == "passed"
-    assert cell["flags"] == []
+    assert set(cell["flags"]) <= {"imprecise"}  # six short answers on a busy machine may be
     assert cell["server"]["context_size"] == 512
     assert cell["server"]["load_seconds"] > 0
     assert cell["model_file"]["sha256"].startswith("b179c952")
@@ -71,7 +71,8 @@ from pytest_llmbench.client.control import get_json
 from pytest_llmbench.errors import RequestError
 
 @pytest.mark.llmbench(profile="interactive")
-def test_key(server):
+def test_key(llm, server):
+    assert llm.complete("Hello", max_tokens=2).text
     stranger = dataclasses.replace(server.endpoint, api_key="wrong")
     with pytest.raises(RequestError) as caught:
         get_json(stranger, "/props")
@@ -177,17 +178,19 @@ def test_measures_against_a_server_that_runs_already(suite: EmbeddedSuite) -> No
     suite.write(
         "suites/test_interactive.py",
         """
+import dataclasses
 import pytest
-from pytest_llmbench.adapters.llm import LLM
 from pytest_llmbench.backends.base import StartRequest
 from pytest_llmbench.backends.openai import OpenAIBackend
 from pytest_llmbench.client.request import Generation, send
 from pytest_llmbench.core.cell import ServerSpec
+from pytest_llmbench.errors import ServerError
 
 @pytest.mark.llmbench(profile="interactive")
 def test_both_ways(llm, server, monkeypatch):
     monkeypatch.setenv("KEY", server.endpoint.api_key)
-    spec = ServerSpec("openai", "x", base_url=server.endpoint.base_url, api_key_env="KEY", context_size=512)
+    name, url = server.endpoint.model, server.endpoint.base_url
+    spec = ServerSpec("openai", "x", model_name=name, base_url=url, api_key_env="KEY", context_size=256)
     other = OpenAIBackend().start(StartRequest(spec, None, None))
     assert other.info.context_size == 512
     assert other.notes == ()
@@ -195,6 +198,9 @@ def test_both_ways(llm, server, monkeypatch):
     assert record.ok, record.error_message
     assert (record.output_tokens, record.finish_reason, record.cached_tokens) == (40, "length", 0)
     assert record.server_timings["predicted_n"] == 40
+    with pytest.raises(ServerError, match="does not serve 'smol'.*it serves: smol_Q4_1"):
+        OpenAIBackend().start(StartRequest(dataclasses.replace(spec, model_name="smol"), None, None))
+    assert llm.complete("Hello", max_tokens=2).text
 """,
     )
     assert suite.run() == 0, suite.output
