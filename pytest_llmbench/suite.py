@@ -102,9 +102,11 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodeready(node: Any) -> None:
-    workers.remember(node, node.config.stash.get(WORKER_PIDS_KEY, set()))
+    if (pid := workers.pid_on_this_host(node)) is not None:
+        node.config.stash.get(WORKER_PIDS_KEY, set()).add(pid)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    workers.forget(node, node.config.stash.get(WORKER_PIDS_KEY, set()))
+    # Its pid may be somebody else's soon.
+    node.config.stash.get(WORKER_PIDS_KEY, set()).discard(workers.pid_on_this_host(node))

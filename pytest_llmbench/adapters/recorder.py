@@ -14,6 +14,7 @@ from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.progress import tell
 from pytest_llmbench.adapters.results import RECORD_ATTRIBUTE, crash_record
 from pytest_llmbench.adapters.setup import Suite
+from pytest_llmbench.adapters.signals import TERMINATED
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.errors import RecordError
 from pytest_llmbench.reports import write_reports
@@ -140,6 +141,9 @@ class Recorder:
             tell(self._config, f"reports can not be written: {exc}; the records are kept")
         if not suite.config.output.include_logs:
             shutil.rmtree(suite.folder.logs, ignore_errors=True)
+        reporter: pytest.TerminalReporter | None = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None and session.exitstatus == TERMINATED:  # a status pytest prints no summary for
+            self.pytest_terminal_summary(reporter, int(session.exitstatus))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
         """The table: one row per cell, then where everything is."""

@@ -26,15 +26,12 @@ def settle_in(config: pytest.Config) -> None:
         die_with_parent(os.getppid())
 
 
-def remember(node: Any, pids: set[int]) -> None:
-    """Controller: note the pid of a worker on this host that is ready."""
-    spec, info = node.gateway.spec, getattr(node, "workerinfo", None)
-    if spec.popen and isinstance(info, dict) and isinstance(info.get("pid"), int):
-        pids.add(info["pid"])
+def pid_on_this_host(node: Any) -> int | None:
+    """The process of a worker we forked; None for one reached over ssh or a socket.
 
-
-def forget(node: Any, pids: set[int]) -> None:
-    """Controller: a worker has ended; its pid may be somebody else's soon."""
-    info = getattr(node, "workerinfo", None)
-    if isinstance(info, dict):
-        pids.discard(info.get("pid", -1))
+    xdist tells it nowhere, so it is read from execnet's pipe; without it a worker only ends later, not wrongly.
+    """
+    if not node.gateway.spec.popen:
+        return None
+    pid = getattr(getattr(getattr(node.gateway, "_io", None), "popen", None), "pid", None)
+    return pid if isinstance(pid, int) else None

@@ -39,7 +39,8 @@ def render(records: Sequence[CellRecord], *, width: int, colour: bool) -> list[s
 
     table = Table(box=None, pad_edge=False)
     table.add_column("model", overflow="fold")
-    for title in ("quant", "profile"):
+    several_profiles = len({record.profile for record in records}) > 1
+    for title in ("quant", "profile") if several_profiles else ("quant",):
         table.add_column(title, no_wrap=True)
     for _, title in _SHOWN:
         table.add_column(title, justify="right", no_wrap=True)
@@ -47,7 +48,8 @@ def render(records: Sequence[CellRecord], *, width: int, colour: bool) -> list[s
         table.add_column(title, no_wrap=True)
     for record in records[:MAX_ROWS]:
         name = record.model if record.variant is None else f"{record.model} · {record.variant}"
-        cells = [name, record.quantization, record.profile, *(_value(record, metric) for metric, _ in _SHOWN)]
+        profile = [record.profile] if several_profiles else []
+        cells = [name, record.quantization, *profile, *(_value(record, metric) for metric, _ in _SHOWN)]
         table.add_row(
             *(Text(plain(cell)) for cell in cells),
             Text(record.rating or "–"),

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import statistics
+import time
 from pathlib import Path
 
 import psutil
@@ -217,6 +218,7 @@ def test_sigterm_ends_in_order(suite: EmbeddedSuite) -> None:
     assert [c["model"] for c in suite.cells()] == ["smol"]
     assert (suite.latest / "summary.md").is_file()
     assert "SIGTERM" in suite.output
+    assert "the run was cut short" in suite.output
 
 
 def test_ctrl_c_ends_in_order(suite: EmbeddedSuite) -> None:
@@ -250,7 +252,9 @@ def test_sigterm_ends_workers_too(suite: EmbeddedSuite) -> None:
     assert wait_until(lambda: suite.requests_so_far() >= 9, 60), suite.output
     below = [p.pid for p in psutil.Process(process.pid).children(recursive=True)]
     process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
     assert process.wait(10) == 143, suite.output
+    assert time.monotonic() - started < 6  # xdist itself gives workers 10 s before it kills them
     assert wait_until(lambda: not any(_runs(pid) for pid in below), 2)
     assert len(suite.cells()) >= 1
     assert len(suite.requests()) >= 9
