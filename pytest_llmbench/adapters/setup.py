@@ -16,17 +16,7 @@ import pytest
 from pytest_llmbench.adapters.registry import BackendRegistry, ProfileRegistry
 from pytest_llmbench.backends.base import PLANNED_BACKENDS, RunningServer
 from pytest_llmbench.core.cell import Cell, ServerSpec
-from pytest_llmbench.core.config import (
-    FOUNDING_SETTINGS,
-    Config,
-    Loaded,
-    Models,
-    Section,
-    keys_not_used_yet,
-    resolve_path,
-    split_settings,
-    validate,
-)
+from pytest_llmbench.core.config import FOUNDING_SETTINGS, Config, Models, Section
 from pytest_llmbench.core.matrix import (
     Matrix,
     build_matrix,
@@ -38,6 +28,7 @@ from pytest_llmbench.core.matrix import (
 from pytest_llmbench.core.metrics import PROFILE_NAMES, SETTINGS_AMONG_THRESHOLDS
 from pytest_llmbench.core.statistics import StoppingRule
 from pytest_llmbench.core.thresholds import Limit, UnusableThreshold, check_limit, known_keys, limits_in_force
+from pytest_llmbench.core.validation import Loaded, keys_not_used_yet, resolve_path, split_settings, validate
 from pytest_llmbench.core.yaml_source import YamlDocument, load_yaml, nearest
 from pytest_llmbench.errors import ConfigError
 from pytest_llmbench.reports import WRITERS

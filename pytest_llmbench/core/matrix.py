@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llmbench.core.cell import Cell, ServerSpec, cell_id, parse_model_size, quantization_rank, safe_name
-from pytest_llmbench.core.config import Config, Loaded, ModelEntry, Models, Variant
+from pytest_llmbench.core.config import Config, ModelEntry, Models, Variant
+from pytest_llmbench.core.validation import Loaded
 from pytest_llmbench.core.yaml_source import nearest
 from pytest_llmbench.errors import ConfigError
 

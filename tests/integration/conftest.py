@@ -12,7 +12,8 @@ import requests  # noqa: F401
 import rich.table  # noqa: F401
 import scipy.stats  # noqa: F401
 
-from pytest_llmbench.core.config import Models, validate
+from pytest_llmbench.core.config import Models
+from pytest_llmbench.core.validation import validate
 from pytest_llmbench.core.yaml_source import load_yaml
 from pytest_llmbench.runtime.models import ModelStore
 from pytest_llmbench.runtime.share import share_dir

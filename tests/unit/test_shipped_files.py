@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmbench.core.config import Config, Loaded, Models, keys_not_used_yet, validate
+from pytest_llmbench.core.config import Config, Models
 from pytest_llmbench.core.matrix import build_matrix
+from pytest_llmbench.core.validation import Loaded, keys_not_used_yet, validate
 from pytest_llmbench.core.yaml_source import load_yaml
 
 ROOT = Path(__file__).parents[2]

@@ -11,19 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmbench.core.config import (
-    FOUNDING_SETTINGS,
-    Config,
-    Loaded,
-    Models,
-    Section,
-    check_base_url,
-    check_inside,
-    keys_not_used_yet,
-    resolve_path,
-    split_settings,
-    validate,
-)
+from pytest_llmbench.core.config import FOUNDING_SETTINGS, Config, Models, Section, check_base_url, check_inside
+from pytest_llmbench.core.validation import Loaded, keys_not_used_yet, resolve_path, split_settings, validate
 from pytest_llmbench.core.yaml_source import YamlDocument, parse_yaml
 from pytest_llmbench.errors import ConfigError
 

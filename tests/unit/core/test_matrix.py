@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmbench.core.cell import Cell, ServerSpec, parse_model_size
-from pytest_llmbench.core.config import Config, Loaded, Models, Section, SectionT, validate
+from pytest_llmbench.core.config import Config, Models, Section
 from pytest_llmbench.core.matrix import (
     Matrix,
     backend_kind,
@@ -19,6 +19,7 @@ from pytest_llmbench.core.matrix import (
     require_base_urls,
     server_spec,
 )
+from pytest_llmbench.core.validation import Loaded, SectionT, validate
 from pytest_llmbench.core.yaml_source import YamlDocument, parse_yaml
 from pytest_llmbench.errors import ConfigError
 
