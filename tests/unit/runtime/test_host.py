@@ -144,7 +144,12 @@ def test_cores_outside_the_affinity_are_not_used() -> None:
 
 def test_the_lock_does_not_depend_on_where_temporary_files_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LLMBENCH_RUNTIME_DIR")
-    first = host.runtime_dir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    assert host.runtime_dir() == first
-    assert str(os.getuid()) in first.name
+    expected = Path(f"/tmp/pytest-llmbench-{os.getuid()}")
+    was_there = expected.exists()
+    try:
+        assert host.runtime_dir() == expected
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        assert host.runtime_dir() == expected
+    finally:
+        if not was_there:
+            expected.rmdir()
