@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 from tests.plugin.bench import SUITE, SWITCH
+
+PATIENCE_SECONDS = 200  # machines of others are slow at times
 
 
 def our_processes() -> set[int]:
@@ -47,6 +49,7 @@ class EmbeddedSuite:
         self.path = pytester.path
         self.model_path = model_path
         self.output_tokens = 60
+        self._started: list[subprocess.Popen[str]] = []
         self.config: dict[str, Any] = {
             "embedded": {"default_ctx_size": 512},
             "profiles": ["interactive"],
@@ -73,20 +76,27 @@ class EmbeddedSuite:
         self.write("configs/config.yaml", yaml.safe_dump(self.config))
         self.write("configs/models.yaml", yaml.safe_dump(self.models))
         command = [sys.executable, "-m", "pytest", "suites/", "--junitxml=junit.xml", *arguments]
-        log = (self.path / "pytest.log").open("w")
-        with log:
-            return subprocess.Popen(
-                command, cwd=self.path, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True
-            )
+        # A background job of a shell ignores SIGINT and hands that on; a handler of ours is the default in the child.
+        previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with (self.path / "pytest.log").open("w") as log:
+                process = subprocess.Popen(
+                    command, cwd=self.path, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True
+                )
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        self._started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Leave nothing behind, also where a test failed half way: killed, pytest takes its servers along."""
+        for process in self._started:
+            process.kill()
+            process.wait()
 
     def run(self, *arguments: str) -> int:
         """Run pytest to its end; the exit status."""
-        process = self.start(*arguments)
-        try:
-            return process.wait(100)
-        finally:
-            process.kill()
-            process.wait()
+        return self.start(*arguments).wait(PATIENCE_SECONDS)
 
     @property
     def output(self) -> str:
@@ -120,11 +130,6 @@ def server_pids(parent: int) -> list[int]:
     except psutil.NoSuchProcess:
         return []
     return sorted(below & our_processes())
-
-
-def environment_without(*names: str) -> dict[str, str]:
-    """This environment less some variables."""
-    return {name: value for name, value in os.environ.items() if name not in names}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

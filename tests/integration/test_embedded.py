@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.suite import EmbeddedSuite, server_pids, wait_until
+from tests.integration.suite import PATIENCE_SECONDS, EmbeddedSuite, server_pids, wait_until
 
 
 def test_cell_is_measured_and_agrees_with_the_servers_own_clock(suite: EmbeddedSuite) -> None:
@@ -211,7 +211,9 @@ def test_sigterm_ends_in_order(suite: EmbeddedSuite) -> None:
     suite.models["models"].append(suite.model("second", size="200M"))
     suite.models["models"].append(suite.model("third", size="300M"))
     process = suite.start()
-    assert wait_until(lambda: suite.requests_so_far() >= 9, 60), suite.output  # in the middle of the second cell
+    assert wait_until(lambda: suite.requests_so_far() >= 9, PATIENCE_SECONDS), (
+        suite.output
+    )  # in the middle of the second cell
     assert server_pids(process.pid)
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 143
@@ -222,9 +224,9 @@ def test_sigterm_ends_in_order(suite: EmbeddedSuite) -> None:
 
 
 def test_ctrl_c_ends_in_order(suite: EmbeddedSuite) -> None:
-    suite.output_tokens = 300
+    suite.output_tokens = 150
     process = suite.start()
-    assert wait_until(lambda: suite.requests_so_far() >= 2, 60), suite.output
+    assert wait_until(lambda: suite.requests_so_far() >= 2, PATIENCE_SECONDS), suite.output
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == pytest.ExitCode.INTERRUPTED
     assert not server_pids(process.pid)
@@ -232,10 +234,10 @@ def test_ctrl_c_ends_in_order(suite: EmbeddedSuite) -> None:
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "n2"])
 def test_kill_9_takes_the_server_along(suite: EmbeddedSuite, workers: tuple[str, ...]) -> None:
-    suite.output_tokens = 300
+    suite.output_tokens = 150
     suite.models["models"].append(suite.model("second", size="200M"))
     process = suite.start(*workers)
-    assert wait_until(lambda: suite.requests_so_far() >= 2, 60), suite.output
+    assert wait_until(lambda: suite.requests_so_far() >= 2, PATIENCE_SECONDS), suite.output
     below = [p.pid for p in psutil.Process(process.pid).children(recursive=True)]
     servers = server_pids(process.pid)
     assert servers
@@ -246,10 +248,10 @@ def test_kill_9_takes_the_server_along(suite: EmbeddedSuite, workers: tuple[str,
 
 
 def test_sigterm_ends_workers_too(suite: EmbeddedSuite) -> None:
-    suite.output_tokens = 300
+    suite.output_tokens = 150
     suite.models["models"] += [suite.model("second", size="200M"), suite.model("third", size="300M")]
     process = suite.start("-n", "2")
-    assert wait_until(lambda: suite.requests_so_far() >= 9, 60), suite.output
+    assert wait_until(lambda: suite.requests_so_far() >= 9, PATIENCE_SECONDS), suite.output
     below = [p.pid for p in psutil.Process(process.pid).children(recursive=True)]
     process.send_signal(signal.SIGTERM)
     started = time.monotonic()
@@ -271,12 +273,7 @@ def _runs(pid: int) -> bool:
 def test_two_runs_on_one_machine_take_turns(suite: EmbeddedSuite, tmp_path: Path) -> None:
     first = suite.start("--llmbench-output", str(tmp_path / "one"))
     second = suite.start("--llmbench-output", str(tmp_path / "two"), "--junitxml", os.devnull)
-    try:
-        assert (first.wait(100), second.wait(100)) == (0, 0)
-    finally:
-        for process in (first, second):
-            process.kill()
-            process.wait()
+    assert (first.wait(PATIENCE_SECONDS), second.wait(PATIENCE_SECONDS)) == (0, 0)
     spans = []
     for name in ("one", "two"):
         suite_requests = _requests(tmp_path / name / "latest" / "requests.jsonl")
