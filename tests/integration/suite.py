@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import pytest
 import yaml
 
 from tests.plugin.bench import SUITE, SWITCH
+from tests.run_files import RunFiles
 
 PATIENCE_SECONDS = 200  # machines of others are slow at times
 
@@ -42,7 +41,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     return condition()
 
 
-class EmbeddedSuite:
+class EmbeddedSuite(RunFiles):
     """One cell on the embedded engine, with answers short enough for a test."""
 
     def __init__(self, pytester: pytest.Pytester, model_path: Path) -> None:
@@ -64,11 +63,6 @@ class EmbeddedSuite:
     def model(self, name: str, path: Path | None = None, size: str = "135M") -> dict[str, Any]:
         source = {"path": str(path or self.model_path)}
         return {"name": name, "size": size, "files": {"Q4_1": f"{name}.gguf"}, "source": source}
-
-    def write(self, name: str, text: str) -> None:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start pytest; the caller waits."""
@@ -102,25 +96,11 @@ class EmbeddedSuite:
     def output(self) -> str:
         return (self.path / "pytest.log").read_text()
 
-    @property
-    def latest(self) -> Path:
-        return (self.path / "results" / "latest").resolve()
-
-    def cells(self) -> list[dict[str, Any]]:
-        return _lines(self.latest / "cells.jsonl")
-
-    def requests(self) -> list[dict[str, Any]]:
-        return _lines(self.latest / "requests.jsonl")
-
     def requests_so_far(self) -> int:
         """Requests on disk, also while workers write to parts of their own."""
         return sum(
             path.read_text().count("\n") for path in (self.path / "results").rglob("requests*.jsonl") if path.is_file()
         )
-
-    def junit(self) -> dict[str, ET.Element]:
-        tree = ET.parse(self.path / "junit.xml")
-        return {case.attrib["name"]: case for case in tree.iter("testcase")}
 
 
 def server_pids(parent: int) -> list[int]:
@@ -130,7 +110,3 @@ def server_pids(parent: int) -> list[int]:
     except psutil.NoSuchProcess:
         return []
     return sorted(below & our_processes())
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as ET
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.run_files import RunFiles
 from tests.servers.fake_openai import FakeOpenAI
 
 ONE_CELL = "suites/test_interactive.py::test_interactive[tiny-Q4_K_M]"
@@ -23,7 +22,7 @@ def test_interactive(llm):
 SWITCH = 'pytest_plugins = ["pytest_llmbench.suite"]\n'
 
 
-class Bench:
+class Bench(RunFiles):
     """One model at one quantization on the fake server; tests change what they are about."""
 
     def __init__(self, pytester: pytest.Pytester, fake: FakeOpenAI) -> None:
@@ -47,12 +46,6 @@ class Bench:
         self.write("conftest.py", SWITCH)
         self.write("suites/test_interactive.py", SUITE)
 
-    def write(self, name: str, text: str) -> Path:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return path
-
     def _write_configuration(self) -> None:
         self.write("configs/config.yaml", yaml.safe_dump(self.config))
         self.write("configs/models.yaml", yaml.safe_dump(self.models))
@@ -67,26 +60,7 @@ class Bench:
         self._write_configuration()
         return self.pytester.runpytest_subprocess("--junitxml=junit.xml", *arguments)
 
-    @property
-    def latest(self) -> Path:
-        return (self.path / "results" / "latest").resolve()
-
-    def cells(self) -> list[dict[str, Any]]:
-        return _lines(self.latest / "cells.jsonl")
-
-    def requests(self) -> list[dict[str, Any]]:
-        return _lines(self.latest / "requests.jsonl")
-
-    def junit(self) -> dict[str, ET.Element]:
-        """Test cases by name."""
-        tree = ET.parse(self.path / "junit.xml")
-        return {case.attrib["name"]: case for case in tree.iter("testcase")}
-
 
 def properties(case: ET.Element) -> dict[str, str]:
     """The properties of a JUnit test case."""
     return {p.attrib["name"]: p.attrib["value"] for p in case.iter("property")}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]

@@ -182,18 +182,15 @@ def test_a_chunked_stream_is_flagged_and_its_rate_absent(bench: Bench) -> None:
     assert "decode_tokens_per_second" not in cell["metrics"]
 
 
-def test_sampling_goes_on_while_any_limit_is_undecided(bench: Bench) -> None:
-    bench.run("suites/")
-    seen = bench.cells()[0]["metrics"]["time_per_output_token_ms"]
-    bench.config["thresholds"]["interactive"]["max_time_per_output_token_ms"] = seen["value"]
+@pytest.mark.parametrize(("limit", "samples"), [(30, 6), (2, 8)], ids=["clear", "undecided"])
+def test_sampling_goes_on_while_a_limit_is_undecided(bench: Bench, limit: float, samples: int) -> None:
+    bench.fake.token_seconds, bench.fake.every_second_answer_slower = 0.001, 4  # some 1 and 4 ms, in turn
+    bench.config["thresholds"]["interactive"]["max_time_per_output_token_ms"] = limit
     bench.config["measurement"] = {"max_samples": 8, "target_half_width_percent": 100}
     bench.run("suites/")
     (cell,) = bench.cells()
-    interval = cell["metrics"]["time_per_output_token_ms"]
-    if interval["ci_low"] < seen["value"] < interval["ci_high"]:  # timing decides on which side it falls
-        assert cell["sampling"]["samples"] == 8
-    else:
-        assert cell["sampling"]["stop_reason"] == "precise"
+    assert cell["sampling"]["samples"] == samples
+    assert cell["sampling"]["stop_reason"] == ("precise" if samples == 6 else "max_samples")
 
 
 def test_imprecise_measurement_is_flagged(bench: Bench) -> None:

@@ -23,6 +23,7 @@ class FakeOpenAI:
 
     Attributes:
         token_seconds: pause before each piece of text.
+        every_second_answer_slower: factor on that pause.
         reasoning_pieces: of the answer's pieces, how many come first and are reasoning.
         tokens_per_piece: tokens the usage counts for each piece.
         answer: sent whole instead of numbered words when not None.
@@ -32,6 +33,7 @@ class FakeOpenAI:
 
     models: tuple[str, ...] = ("fake",)
     token_seconds: float = 0.0002
+    every_second_answer_slower: float = 1.0
     answer: str | None = None
     reasoning_pieces: int = 0
     tokens_per_piece: int = 1
@@ -103,7 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self._delta({"role": "assistant", "content": ""})
         for index, word in enumerate([] if fault == "empty" else words):
-            time.sleep(self.fake.token_seconds)
+            slower = self.fake.every_second_answer_slower if len(self.fake.requests) % 2 else 1
+            time.sleep(self.fake.token_seconds * slower)
             if index == len(words) // 2 and fault == "truncated":
                 self.close_connection = True
                 return
