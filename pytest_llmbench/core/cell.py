@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -46,6 +47,11 @@ class ServerSpec:
         threads: None: one per physical core.
         gpu_layers: layers offloaded to a GPU, None where we do not start the server.
         base_url: address of a server that runs already.
+        server_path: the binary of a server we start.
+        extra_args: arguments for that binary, as the user wrote them.
+        command: how to start a server of the user's choice; None where it runs already.
+        start_server: whether to start an Ollama server of our own.
+        chat_mode: when an Ollama model is asked through its chat route: ``auto``, ``force`` or ``off``.
     """
 
     kind: str
@@ -59,12 +65,22 @@ class ServerSpec:
     cache_type_v: str | None = None
     base_url: str | None = None
     api_key_env: str | None = None
+    server_path: str | None = None
+    extra_args: tuple[str, ...] = ()
+    command: tuple[str, ...] | None = None
+    start_server: bool = False
+    chat_mode: str | None = None
     max_load_seconds: float = 300.0
 
     def as_args(self) -> dict[str, Any]:
         """What was asked for, for records: everything that is set; never a key's value."""
         hidden = {"kind", "label", "model_file", "max_load_seconds"}
-        return {key: value for key, value in asdict(self).items() if value is not None and key not in hidden}
+        shown = {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in hidden and value is not None and value is not False and value != ()
+        }
+        return {key: shlex.join(value) if isinstance(value, tuple) else value for key, value in shown.items()}
 
 
 def cell_id(model: str, quantization: str, variant: str | None) -> str:
