@@ -17,7 +17,7 @@ def pytest_llmbench_register_profiles(registry: ProfileRegistry) -> None:
     In ``conftest.py``, with ``shout`` then listed under ``profiles:`` in the configuration::
 
         import pydantic
-        from pytest_llmbench.client.request import Generation
+        from pytest_llmbench.client.generation import Generation
         from pytest_llmbench.profiles.base import Measurement, nonce
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.backends.base import RunningServer
-from pytest_llmbench.client.request import Generation, send
+from pytest_llmbench.client.generation import Generation
+from pytest_llmbench.client.load import send
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.ratings import interpret, rate
 from pytest_llmbench.core.records import ModelFile, Rating, Reason, RequestRecord

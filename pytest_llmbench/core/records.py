@@ -24,6 +24,7 @@ FLAGS: dict[str, str] = {
     "drift": "the samples rise or fall with time, so no single number describes them",
     "server_timing_mismatch": "the server's own times differ by more than 5 % from what was measured here",
     "tokens_not_counted": "the server did not always say how many tokens it produced; those requests have no rate",
+    "client_late": "this client was late itself, by more than the tolerance, in a fifth of the samples or more",
     "chunked_stream": "several tokens arrive together; where that would shift a rate by over 2 % it is absent",
 }
 
@@ -126,7 +127,11 @@ class RequestRecord(Record):
     error: str | None = None
     error_message: str | None = None
     usable: bool = True
+    flags: list[str] = []
     protocol: str
+    retries: int = 0
+    connection_reused: bool = False
+    t_scheduled_ns: int | None = None
     t_send_ns: int
     t_first_byte_ns: int | None = None
     t_first_event_ns: int | None = None
@@ -138,6 +143,7 @@ class RequestRecord(Record):
     ttft_seconds: Finite | None = None
     time_to_first_reasoning_seconds: Finite | None = None
     decode_tokens_per_second: Finite | None = None
+    client_lag_ms: Finite = 0.0
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
@@ -145,10 +151,14 @@ class RequestRecord(Record):
     chunks: int = 0
     token_offsets_us: list[int] = []
     finish_reason: str | None = None
+    prompt_truncated: bool = False
+    response_id: str | None = None
+    response_model: str | None = None
     server_timings: dict[str, Any] | None = None
     params: dict[str, Any] = {}
     output: str = ""
     reasoning: str = ""
+    tool_calls: list[dict[str, str]] = []
 
 
 def to_line(record: Record) -> str:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pytest_llmbench.client.request import Endpoint, Generation, send
+from pytest_llmbench.client.endpoint import Endpoint
+from pytest_llmbench.client.generation import Generation
+from pytest_llmbench.client.load import send
 from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.records import MetricValue, RequestRecord
 from pytest_llmbench.core.statistics import Interval, StoppingRule, median, median_interval

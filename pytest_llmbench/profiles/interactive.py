@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_llmbench.client.request import Generation
+from pytest_llmbench.client.generation import Generation
 from pytest_llmbench.core.config import InteractiveSettings
 from pytest_llmbench.core.records import RequestRecord
 from pytest_llmbench.core.statistics import Interval, StoppingRule, has_trend, median, variation_percent, window_rates
