@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -18,16 +20,15 @@ _COPIED = ("suites", "configs", "data")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0 for success, 1 for a negative answer; bad usage exits with 2."""
+    """Run the command. Returns 0 for success, 1 for a negative answer, 2 or SystemExit(2) for bad usage."""
+    from pytest_llmbench.errors import ConfigError, LlmbenchError
+
     parser = argparse.ArgumentParser(
         prog="llmbench", description="Benchmarks of locally served language models, run with pytest."
     )
     parser.add_argument("--version", action="version", version=f"llmbench {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name, text, example, add_arguments, run in (
-        ("init", "make a folder a benchmark suite", "llmbench init my-benchmarks", _init_arguments, _init),
-        ("report", "write a run's derived reports again", "llmbench report latest", _report_arguments, _report),
-    ):
+    for name, text, example, add_arguments, run in _COMMANDS:
         command = commands.add_parser(
             name,
             help=text,
@@ -38,8 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add_arguments(command)
         command.set_defaults(command=run)  # not `run`: that is an argument of report
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no × or ✓ shows a question mark
     run_command: Callable[[argparse.Namespace], int] = options.command
-    return run_command(options)
+    try:
+        return run_command(options)
+    except (LlmbenchError, OSError) as exc:
+        print(f"llmbench: {exc}", file=sys.stderr)
+        return 2 if isinstance(exc, ConfigError) else 1
+    except KeyboardInterrupt:
+        print("llmbench: stopped", file=sys.stderr)
+        return 130
 
 
 def _init_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,19 +94,101 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from pytest_llmbench.errors import LlmbenchError
     from pytest_llmbench.reports import WRITERS, write_reports
     from pytest_llmbench.runtime.run_folder import find_run, read_cells
 
-    try:
-        folder = find_run(options.output, options.run)
-        for path in write_reports(folder, list(read_cells(folder)), WRITERS):
-            print(path)
-    except (LlmbenchError, OSError) as exc:
-        print(f"llmbench: {exc}", file=sys.stderr)
-        return 1
+    folder = find_run(options.output, options.run)
+    for path in write_reports(folder, list(read_cells(folder)), WRITERS):
+        print(path)
     return 0
 
+
+def _measure_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="where the server listens, for example http://127.0.0.1:8080")
+    parser.add_argument("--streams", type=_whole(1), metavar="N", help="requests under way at a time (default: 1)")
+    parser.add_argument("--requests", type=_whole(1), default=20, metavar="N", help="in all (default: 20)")
+    parser.add_argument("--tokens", type=_whole(1), default=128, metavar="N", help="per answer (default: 128)")
+    parser.add_argument("--prompt-tokens", type=_whole(1), metavar="N", help="per prompt (default: a short one)")
+    parser.add_argument("--rate", type=_positive, metavar="R", help="send R requests a second instead, come what may")
+    parser.add_argument("--arrivals", choices=("constant", "poisson"), help="how they come (default: constant)")
+    parser.add_argument("--seed", type=_whole(0), metavar="N", help="of --arrivals poisson (default: 0)")
+    parser.add_argument("--model", metavar="NAME", help="the model to ask for (default: the only one there is)")
+    parser.add_argument(
+        "--protocol", choices=_PROTOCOLS, metavar="P", help=f"{', '.join(_PROTOCOLS)} (default: found out)"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder (default: results/measure-<time>)")
+    parser.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the server's key")
+    parser.add_argument(
+        "--timeout", type=_positive, metavar="SECONDS", help="a request may take so long (default: 3600)"
+    )
+    parser.add_argument("--json", action="store_true", help="print summary.json instead of a table")
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from pytest_llmbench.commands import measure
+
+    return measure.run(options)
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="PATH", help="default: configs/config.yaml, if there is one")
+    parser.add_argument(
+        "--models", type=Path, metavar="PATH", help="default: configs/models.yaml, else the shipped one"
+    )
+    parser.add_argument("--no-calibration", action="store_true", help="leave out how precise timing is (15 seconds)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from pytest_llmbench.commands import doctor
+
+    return doctor.run(options)
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; write a whole number from {least} up")
+        return number
+
+    return parse
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; write a number above 0")
+    return number
+
+
+_PROTOCOLS = ("llama_cpp", "openai_chat", "openai_completions", "ollama_generate", "ollama_chat")
+_COMMANDS: tuple[
+    tuple[str, str, str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]], ...
+] = (
+    ("init", "make a folder a benchmark suite", "llmbench init my-benchmarks", _init_arguments, _init),
+    (
+        "measure",
+        "load a running server and time every answer",
+        "llmbench measure http://127.0.0.1:8080 --streams 4 --requests 100 --tokens 128",
+        _measure_arguments,
+        _measure,
+    ),
+    (
+        "doctor",
+        "check what a run needs, and how precise timing is here",
+        "llmbench doctor --config configs/config.yaml",
+        _doctor_arguments,
+        _doctor,
+    ),
+    ("report", "write a run's derived reports again", "llmbench report latest", _report_arguments, _report),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,9 +15,10 @@ from pytest_llmbench.adapters.llm import LLM, CellRun
 from pytest_llmbench.adapters.progress import shown_progress, tell
 from pytest_llmbench.adapters.setup import SUITE_KEY, Suite
 from pytest_llmbench.backends.base import RunningServer, StartRequest
+from pytest_llmbench.calibration import quick_calibration
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import Reason
-from pytest_llmbench.errors import ModelNotDownloaded
+from pytest_llmbench.errors import CellError, ModelNotDownloaded
 from pytest_llmbench.runtime import host
 
 logger = logging.getLogger(__name__)
@@ -56,13 +57,34 @@ def llm(request: pytest.FixtureRequest, server: RunningServer) -> LLM:
 def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> RunningServer:
     spec, combination = suite.spec(cell), suite.matrix.of(cell)
     backend = suite.backends[spec.kind]
-    model_path: Path | None = None
-    if not backend.brings_model:
-        with shown_progress(config) as progress:
+    _calibrate_once(suite)
+    with shown_progress(config) as progress:
+        model_path: Path | None = None
+        if spec.model_file is not None:
             model_path, run.model_file = suite.store.fetch(combination.model, cell.quantization, progress)
+        request = StartRequest(
+            spec,
+            model_path,
+            suite.folder.logs / spec.label,
+            quantization=cell.quantization,
+            rootdir=suite.rootdir,
+            may_download=suite.store.may_download,
+            progress=progress.step,
+        )
+        return suite.pool.lease(spec, lambda: backend.start(request))
 
-    request = StartRequest(spec, model_path, suite.folder.logs / spec.label)
-    return suite.pool.lease(spec, lambda: backend.start(request))
+
+def _calibrate_once(suite: Suite) -> None:
+    """Measure how precise timing is here, once a run, while this process holds the device and nothing else runs."""
+    if not suite.config.measurement.calibrate or suite.folder.is_calibrated:
+        return
+    suite.pool.release()
+    try:
+        calibration = quick_calibration()
+    except CellError as exc:
+        logger.warning("timing could not be calibrated: %s", exc.message)
+        return
+    suite.folder.keep_calibration(calibration.model_dump(mode="json"))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pytest_llmbench.core.ratings import interpret, rate
 from pytest_llmbench.core.records import ModelFile, Rating, Reason, RequestRecord
 from pytest_llmbench.core.thresholds import Limit, Verdict, judge, known_keys
 from pytest_llmbench.core.yaml_source import nearest
-from pytest_llmbench.errors import LlmbenchError, RequestError
+from pytest_llmbench.errors import LlmbenchError, MeasurementInvalid, RequestError
 from pytest_llmbench.profiles.base import Measurement, ProfileContext
 
 
@@ -145,6 +145,7 @@ class LLM:
         """
         suite, run, profile = self._suite, self._run, self._suite.profiles[self.cell.profile]
         run.measuring = True
+        identity = self._server.identity()
         measurement = profile.run(
             ProfileContext(
                 endpoint=self._server.endpoint,
@@ -157,7 +158,10 @@ class LLM:
                 on_failure=self._explain_failure,
             )
         )
+        self._refuse_a_restart(identity)
         measurement.notes.extend(self._server.notes)
+        for flag in self._server.flags:
+            measurement.flag(flag)
         results = tuple(judge(self._limits, measurement.metrics))
         subject = f"{self.cell.id} {self.cell.profile}"
         run.measurement = measurement
@@ -166,6 +170,17 @@ class LLM:
         run.interpretation = interpret(measurement.metrics)
         run.measuring = False
         return run.verdict
+
+    def _refuse_a_restart(self, identity: str | None) -> None:
+        """A supervisor may have put another server in the place of one that died: what was measured is of both."""
+        now = self._server.identity()
+        if identity is not None and now != identity:
+            raise MeasurementInvalid(
+                "server_restarted",
+                f"the server was restarted while it was measured ({identity} → {now}); look for the crash in its log "
+                "or its supervisor's, then run the cell again",
+                {"before": identity, "after": now},
+            )
 
     def _ask(self, generation: Generation) -> Reply:
         record = send(self._server.endpoint, generation, cell=self._run.nodeid, index=self._run.sent_requests)

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from pytest_llmbench.adapters import early
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.progress import tell
 from pytest_llmbench.adapters.results import RECORD_ATTRIBUTE, crash_record
 from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.adapters.signals import TERMINATED
+from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.errors import RecordError
 from pytest_llmbench.reports import write_reports
@@ -39,6 +41,7 @@ class Recorder:
         self._records: list[CellRecord] = []
         self._other_failures = 0
         self._gave_up = False
+        self._warned = False
         self._description: dict[str, Any] = {}
 
     @property
@@ -58,6 +61,23 @@ class Recorder:
 
     def pytest_sessionstart(self) -> None:
         for line in self._suite.announcements if not self._config.option.collectonly else ():
+            tell(self._config, line)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Warn of servers that are not there."""
+        if not self._config.option.collectonly:
+            self._warn_early([cell for cell in map(cell_of, session.items) if cell is not None])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self) -> None:
+        """The same under xdist, where this process collects nothing: for all cells, the first time."""
+        suite = self._suite
+        if not self._warned:
+            self._warn_early([cell for name in sorted(suite.enabled_profiles) for cell in suite.matrix.cells(name)])
+
+    def _warn_early(self, cells: list[Cell]) -> None:
+        self._warned = True
+        for line in early.warnings_of(self._suite, cells):
             tell(self._config, line)
 
     @pytest.hookimpl(tryfirst=True)
@@ -134,7 +154,12 @@ class Recorder:
         try:
             suite.folder.join_parts()
             servers = {f"{r.server.kind} {r.server.version}" for r in self._records if r.server.version}
-            ending = {"finished_at": utc_now(), "exit_status": int(session.exitstatus), "servers": sorted(servers)}
+            ending = {
+                "finished_at": utc_now(),
+                "exit_status": int(session.exitstatus),
+                "servers": sorted(servers),
+                "calibration": suite.folder.take_calibration(),
+            }
             suite.folder.describe({**self._description, **ending})
             write_reports(suite.folder.path, self._records, suite.config.output.formats)
         except (OSError, RecordError) as exc:

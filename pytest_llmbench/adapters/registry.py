@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from pytest_llmbench.backends.base import Backend
 from pytest_llmbench.backends.embedded import EmbeddedBackend
+from pytest_llmbench.backends.llama_cpp import LlamaCppBackend
+from pytest_llmbench.backends.ollama import OllamaBackend
 from pytest_llmbench.backends.openai import OpenAIBackend
 from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.yaml_source import nearest
@@ -18,7 +20,12 @@ class BackendRegistry(Mapping[str, Backend]):
     """Backends by kind."""
 
     def __init__(self) -> None:
-        self._backends: dict[str, Backend] = {"embedded": EmbeddedBackend(), "openai": OpenAIBackend()}
+        self._backends: dict[str, Backend] = {
+            "embedded": EmbeddedBackend(),
+            "llama_cpp": LlamaCppBackend(),
+            "ollama": OllamaBackend(),
+            "openai": OpenAIBackend(),
+        }
 
     def add(self, kind: str, backend: Backend) -> None:
         """Register a kind of server. Raises ConfigError for a name that is taken."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_llmbench.adapters.registry import BackendRegistry, ProfileRegistry
-from pytest_llmbench.backends.base import PLANNED_BACKENDS, RunningServer
+from pytest_llmbench.backends.base import RunningServer
 from pytest_llmbench.core.cell import Cell, ServerSpec
 from pytest_llmbench.core.config import FOUNDING_SETTINGS, Config, Models, Section
 from pytest_llmbench.core.matrix import (
@@ -69,8 +69,10 @@ class Suite:
         return host.fingerprint(self.hardware)
 
     def spec(self, cell: Cell) -> ServerSpec:
-        """The server a cell needs."""
-        return server_spec(self.config, self.matrix.of(cell), self.backends.serving)
+        """The server a cell needs, with a context for what the profile does."""
+        needs = getattr(self.profiles[cell.profile], "needed_context", None)  # a user's profile may not tell
+        needed = needs(self.settings[cell.profile]) if needs is not None else None
+        return server_spec(self.config, self.matrix.of(cell), self.backends.serving, needed_context=needed)
 
     def limits(self, cell: Cell) -> tuple[Limit, ...]:
         """The thresholds in force for a cell."""
@@ -124,7 +126,7 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
     config = _load(Config, _file(pytest_config, "config"), rootdir)
     models = _load(Models, _file(pytest_config, "models") or share_dir("configs") / "models.yaml", rootdir)
     mode = _mode(pytest_config) or config.value.test_mode
-    check_backends(config, list(backends), PLANNED_BACKENDS)
+    check_backends(config, list(backends))
     check_variants(config, backends.serving)
     _check_profiles(config, profiles)
     _check_thresholds(config, models, profiles)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pytest_llmbench.client.request import Endpoint
+from pytest_llmbench.client.endpoint import Endpoint
 from pytest_llmbench.core.cell import ServerSpec
 from pytest_llmbench.core.records import ServerInfo
 from pytest_llmbench.errors import ServerError
-
-# Kinds the finished product will have; named so that asking for one is told apart from a misspelling.
-PLANNED_BACKENDS = ("llama_cpp", "ollama")
 
 
 @dataclass(frozen=True)
@@ -21,13 +19,21 @@ class StartRequest:
 
     Attributes:
         spec: what is asked for.
-        model_path: the local file, None where the server brings its own model.
+        model_path: the local file of ``spec.model_file``, None where the server brings its own.
         log_stem: log files are this path plus ``_stdout.log`` and ``_stderr.log``.
+        quantization: what the model's file is listed as, to be compared with its header; None: not compared.
+        rootdir: what relative paths of the configuration are relative to; None: the working directory.
+        may_download: whether a server may be asked to download a model; False under ``--llmbench-no-download``.
+        progress: told of a transfer as it goes on: what, bytes done, bytes in all if known.
     """
 
     spec: ServerSpec
     model_path: Path | None
     log_stem: Path
+    quantization: str | None = None
+    rootdir: Path | None = None
+    may_download: bool = True
+    progress: Callable[[str, int, int | None], None] | None = None
 
 
 class RunningServer(Protocol):
@@ -45,7 +51,19 @@ class RunningServer(Protocol):
         ...
 
     @property
+    def flags(self) -> tuple[str, ...]:
+        """Doubts about everything measured on this server, codes of :data:`pytest_llmbench.core.records.FLAGS`."""
+        ...
+
+    @property
     def alive(self) -> bool: ...
+
+    def identity(self) -> str | None:
+        """A text that is another one when the server was restarted; None where it is gone or can not be known.
+
+        It may ask the server, so never call it while something is timed.
+        """
+        ...
 
     def death(self) -> ServerError:
         """Describe how it died; only called when it is not alive."""
@@ -57,15 +75,22 @@ class RunningServer(Protocol):
 
 
 class Backend(Protocol):
-    """A kind of server. ``brings_model`` tells whether a model file has to be fetched first."""
+    """A kind of server.
+
+    ``brings_model``: its models have names on the server (``served``) and never a file of ours. Read only for kinds
+    that users register: where ours get their models from stands in :mod:`pytest_llmbench.core.matrix`.
+
+    A kind may have a method ``first_look(spec) -> ServerError | None`` too: a quick look, before the first test, at a
+    server that should be running.
+    """
 
     brings_model: bool
 
     def start(self, request: StartRequest) -> RunningServer:
-        """Provide a running server.
+        """Provide a running server, proven by one small answer.
 
         Raises:
-            ServerError: it will not start, or is not what was asked for.
+            CellError: it will not start, or is not what was asked for.
         """
         ...
 

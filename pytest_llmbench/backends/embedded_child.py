@@ -31,13 +31,18 @@ def main() -> int:
     except RuntimeError as exc:
         print(f"the engine gave up: {exc}", file=sys.stderr)  # noqa: T201 -- standard error is this server's log
         return 1
-    report = {"url": server.listening_address, "version": xllamacpp.__version__}
+    report = {"url": server.listening_address, "version": xllamacpp.__version__, "has_gpu": has_gpu(xllamacpp)}
     os.write(ready_fd, json.dumps(report).encode() + b"\n")
     os.close(ready_fd)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sys.stdin.read()
     del server  # ends its threads in order
     return 0
+
+
+def has_gpu(engine: Any) -> bool:
+    """Whether the engine sees a GPU that it was built for; integrated ones count."""
+    return any(device["type"].name.endswith("GPU") for device in engine.get_device_info())
 
 
 def build_params(engine: Any, instructions: dict[str, Any]) -> Any:

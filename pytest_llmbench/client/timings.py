@@ -87,21 +87,18 @@ def was_reloaded(server_timings: Mapping[str, Any] | None, warm_load_seconds: fl
     return load_seconds > max(_SHORTEST_RELOAD_SECONDS, _RELOAD_FACTOR * (warm_load_seconds or 0.0))
 
 
-def _number(timings: Mapping[str, Any], key: str) -> float | None:
-    value = timings.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return value if 0 <= value <= _LARGEST else None  # neither is true of NaN
-
-
 def _count(timings: Mapping[str, Any], key: str) -> int | None:
-    number = _number(timings, key)
-    return number if isinstance(number, int) else None
+    value = timings.get(key)
+    return value if isinstance(value, int) and _is_sane(value) else None
 
 
 def _seconds(timings: Mapping[str, Any], key: str, per_second: float) -> float | None:
-    number = _number(timings, key)
-    return None if number is None else number / per_second
+    value = timings.get(key)
+    return value / per_second if isinstance(value, (int, float)) and _is_sane(value) else None
+
+
+def _is_sane(value: float) -> bool:
+    return not isinstance(value, bool) and 0 <= value <= _LARGEST  # which NaN is not
 
 
 def _rate(timings: Mapping[str, Any], count: str, seconds: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
@@ -60,7 +61,41 @@ def check_inside(name: str, folder: str) -> None:
         raise ValueError(msg)
 
 
+def check_program(value: str) -> str:
+    """Accept a program's name (found on PATH), an absolute path, or one below the rootdir.
+
+    Raises:
+        ValueError: empty, or climbing out with ``..``.
+    """
+    path = PurePosixPath(value)
+    if not value or "\0" in value or (".." in path.parts and not path.is_absolute()):
+        msg = f"{value!r} must be the name of a program on PATH, a path below the rootdir, or an absolute path"
+        raise ValueError(msg)
+    return value
+
+
+def check_command(value: str | list[str] | None) -> str | list[str] | None:
+    """Accept a command that can be taken apart into words.
+
+    Raises:
+        ValueError: it holds no word, or a quotation mark that is not closed.
+    """
+    try:
+        words = shlex.split(value) if isinstance(value, str) else value
+    except ValueError as exc:
+        msg = f"can not be taken apart into words ({str(exc).lower()}); close the quotation, or write a list"
+        raise ValueError(msg) from exc
+    if words is not None and (not words or not words[0]):
+        msg = "names no program; write for example: vllm serve {model} --host {host} --port {port}"
+        raise ValueError(msg)
+    if words is not None and any("\0" in word for word in words):
+        msg = "holds a null character; remove it"
+        raise ValueError(msg)
+    return value
+
+
 BaseUrl = Annotated[str, AfterValidator(check_base_url)]
+Program = Annotated[str, AfterValidator(check_program)]
 
 
 class EmbeddedConfig(Section):
@@ -70,7 +105,7 @@ class EmbeddedConfig(Section):
 
 
 class LlamaCppConfig(Section):
-    server_path: str = "./llama-server"
+    server_path: Program = "./llama-server"
     default_ctx_size: ContextSize = 8192
     default_threads: Threads | None = None
     gpu_layers: GpuLayers = 0
@@ -90,9 +125,14 @@ class OllamaConfig(Section):
 
 
 class OpenAIConfig(Section):
+    """A server that runs already at ``base_url``, or one that ``command`` starts.
+
+    A command may hold ``{host}``, ``{port}`` and ``{model}``; without ``base_url`` a free port is chosen.
+    """
+
     base_url: BaseUrl | None = None
-    command: Annotated[str | list[str] | None, NOT_USED_YET] = None
-    api_key_env: str | None = None
+    command: Annotated[str | list[str] | None, AfterValidator(check_command)] = None
+    api_key_env: Annotated[str | None, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = None
     default_ctx_size: ContextSize | None = None
 
 
@@ -114,6 +154,7 @@ class MeasurementConfig(Section):
     max_seconds: Annotated[float, Field(gt=0)] = 1800.0
     loads: Annotated[int, Field(ge=1), NOT_USED_YET] = 1
     inconclusive: Literal["pass", "fail"] = "pass"
+    calibrate: bool = True
 
     @model_validator(mode="after")
     def _ordered(self) -> MeasurementConfig:
@@ -172,8 +213,8 @@ class Variant(Section):
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$")]
     backend: str | None = None
-    server_path: Annotated[str | None, NOT_USED_YET] = None
-    extra_args: Annotated[list[str] | None, NOT_USED_YET] = None
+    server_path: Program | None = None
+    extra_args: list[str] | None = None
     base_url: BaseUrl | None = None
     ctx_size: ContextSize | None = None
     gpu_layers: GpuLayers | None = None
@@ -189,8 +230,8 @@ class Config(Section):
 
     backend: str = "embedded"
     embedded: EmbeddedConfig = EmbeddedConfig()
-    llama_cpp: Annotated[LlamaCppConfig, NOT_USED_YET] = LlamaCppConfig()
-    ollama: Annotated[OllamaConfig, NOT_USED_YET] = OllamaConfig()
+    llama_cpp: LlamaCppConfig = LlamaCppConfig()
+    ollama: OllamaConfig = OllamaConfig()
     openai: OpenAIConfig = OpenAIConfig()
     test_mode: Literal["quick", "full"] = "full"
     resume_from: Annotated[str | None, NOT_USED_YET] = None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_llmbench.core.cell import Cell, ServerSpec, cell_id, parse_model_size, quantization_rank, safe_name
-from pytest_llmbench.core.config import Config, ModelEntry, Models, Variant
+from pytest_llmbench.core.config import Config, LlamaCppConfig, ModelEntry, Models, Variant
 from pytest_llmbench.core.validation import Loaded
 from pytest_llmbench.core.yaml_source import nearest
-from pytest_llmbench.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +25,45 @@ class Combination:
     rank: int
 
 
-# Backends of ours that bring the model themselves; the caller knows of registered ones.
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a kind of server reads of the configuration.
+
+    Attributes:
+        from_file: it runs a model's file (``files``).
+        by_name: it knows models by a name of its own (``served``). Of both, the name comes first.
+        variant_keys: what a variant may tell it.
+    """
+
+    from_file: bool
+    by_name: bool
+    variant_keys: frozenset[str]
+
+
+_OF_AN_ENGINE = frozenset({"ctx_size", "threads", "gpu_layers", "cache_type_k", "cache_type_v"})
+_OF_A_BINARY = _OF_AN_ENGINE | {"server_path", "extra_args"}
+_OF_A_SERVICE = frozenset({"ctx_size", "base_url"})
+_KINDS = {
+    "embedded": Kind(from_file=True, by_name=False, variant_keys=_OF_AN_ENGINE),
+    "llama_cpp": Kind(from_file=True, by_name=False, variant_keys=_OF_A_BINARY),
+    "ollama": Kind(from_file=True, by_name=True, variant_keys=_OF_AN_ENGINE | {"base_url"}),
+    "openai": Kind(from_file=False, by_name=True, variant_keys=_OF_A_SERVICE),
+}
+# Kinds that users register: those that start a server on a file, and those whose servers bring the model.
+_STARTED = Kind(from_file=True, by_name=False, variant_keys=_OF_A_BINARY)
+_SERVING = Kind(from_file=False, by_name=True, variant_keys=_OF_A_SERVICE)
 SERVING: Collection[str] = frozenset({"openai"})
-_OF_A_STARTED_SERVER = ("threads", "gpu_layers", "cache_type_k", "cache_type_v")
-_OF_A_RUNNING_SERVER = ("base_url",)
+_SPECIFIC_KEYS = sorted({key for kind in _KINDS.values() for key in kind.variant_keys})
+_MAX_OLLAMA_NAME_CHARACTERS = 80
+
+
+def kind_named(name: str, serving: Collection[str] = SERVING) -> Kind:
+    """What a kind of server reads.
+
+    Args:
+        serving: registered kinds that bring the model themselves.
+    """
+    return _KINDS.get(name) or (_SERVING if name in serving else _STARTED)
 
 
 class Matrix:
@@ -55,7 +91,8 @@ def build_matrix(
 ) -> Matrix:
     """Cross models, the mode's quantizations and variants.
 
-    A server we start needs a model's ``files``; one that brings the model needs the name in ``served``.
+    A server we start needs a model's ``files``; one that brings the model needs the name in ``served``. Ollama takes
+    either: what it does not serve yet is imported.
 
     Args:
         mode: ``quick`` or ``full``.
@@ -73,7 +110,7 @@ def build_matrix(
         for quantization in dict.fromkeys([*model.files, *model.served])
         if quantization in selected
         for index, variant in enumerate(variants)
-        if quantization in (model.served if backend_kind(config.value, variant) in serving else model.files)
+        if _is_provided(model, quantization, kind_named(backend_kind(config.value, variant), serving))
     ]
     rows.sort(key=lambda row: row[:4])
     combinations: list[Combination] = []
@@ -92,6 +129,10 @@ def build_matrix(
     return Matrix(combinations)
 
 
+def _is_provided(model: ModelEntry, quantization: str, kind: Kind) -> bool:
+    return (kind.by_name and quantization in model.served) or (kind.from_file and quantization in model.files)
+
+
 def backend_kind(config: Config, variant: Variant | None) -> str:
     """The kind of server a variant runs on."""
     return variant.backend if variant and variant.backend else config.backend
@@ -105,11 +146,8 @@ def _reject_repeated_variants(config: Loaded[Config]) -> None:
         seen.add(variant.id)
 
 
-def check_backends(config: Loaded[Config], registered: Sequence[str], planned: Sequence[str]) -> None:
+def check_backends(config: Loaded[Config], registered: Sequence[str]) -> None:
     """Refuse a backend that nobody registered.
-
-    Args:
-        planned: kinds the finished product will have; named, they are told apart from a misspelling.
 
     Raises:
         ConfigError: with the nearest registered name.
@@ -121,12 +159,11 @@ def check_backends(config: Loaded[Config], registered: Sequence[str], planned: S
         if variant.backend
     ]
     for location, kind in written:
-        if kind in registered:
-            continue
-        allowed = ", ".join(sorted(registered))
-        if kind in planned:
-            raise config.document.error(location, f"{kind!r} can not be run by this version yet; available: {allowed}")
-        raise config.document.error(location, f"{kind!r} is no backend{nearest(kind, registered)}; allowed: {allowed}")
+        if kind not in registered:
+            allowed = ", ".join(sorted(registered))
+            raise config.document.error(
+                location, f"{kind!r} is no backend{nearest(kind, registered)}; allowed: {allowed}"
+            )
 
 
 def check_variants(config: Loaded[Config], serving: Collection[str] = SERVING) -> None:
@@ -136,69 +173,140 @@ def check_variants(config: Loaded[Config], serving: Collection[str] = SERVING) -
         ConfigError: pointing at the key.
     """
     for index, variant in enumerate(config.value.variants):
-        kind = backend_kind(config.value, variant)
-        unread = _OF_A_STARTED_SERVER if kind in serving else _OF_A_RUNNING_SERVER
-        for name in unread:
-            if getattr(variant, name) is not None:
-                why = "it does not start its server" if kind in serving else "it starts its own server"
+        name = backend_kind(config.value, variant)
+        read = kind_named(name, serving).variant_keys
+        for key in _SPECIFIC_KEYS:
+            if getattr(variant, key) is not None and key not in read:
                 raise config.document.error(
-                    ("variants", index, name), f"backend {kind!r} can not be told this: {why}; leave it out"
+                    ("variants", index, key),
+                    f"backend {name!r} can not be told this, it reads {', '.join(sorted(read))}; leave it out",
                 )
 
 
-def server_spec(config: Config, combination: Combination, serving: Collection[str] = SERVING) -> ServerSpec:
-    """The server a combination needs; equal specs share one server.
+def server_spec(
+    config: Config,
+    combination: Combination,
+    serving: Collection[str] = SERVING,
+    needed_context: int | None = None,
+) -> ServerSpec:
+    """The server a combination needs; equal specs share one server. It has a ``model_file`` where a file is needed.
 
-    A backend that starts its server and has no section of its own takes the defaults of ``embedded``.
+    A registered backend has no section of its own: one that starts its server takes the defaults of ``embedded``, one
+    that does not those of ``openai``.
+
+    Args:
+        serving: registered kinds that bring the model themselves.
+        needed_context: tokens of context the profile needs; the server gets that, or what is configured if it is more.
     """
-    model, variant = combination.model, combination.variant
-    kind = backend_kind(config, variant)
-    label = safe_name("_".join(filter(None, (model.name, combination.quantization, variant.id if variant else None))))
+    variant = combination.variant
+    name = backend_kind(config, variant)
 
-    def choose(name: str, default: Any) -> Any:
-        chosen = getattr(variant, name) if variant is not None else None
+    def choose(key: str, default: Any) -> Any:
+        chosen = getattr(variant, key) if variant is not None else None
         return default if chosen is None else chosen
 
-    max_load_seconds = config.limits.max_load_time
-    if kind not in serving:
-        section = config.embedded
-        files = model.files[combination.quantization]
+    def context_size(default: int | None) -> int | None:
+        sizes = [size for size in (choose("ctx_size", default), needed_context) if size is not None]
+        return max(sizes, default=None)
+
+    parts = (combination.model.name, combination.quantization, variant.id if variant else None)
+    common: dict[str, Any] = {
+        "kind": name,
+        "label": safe_name("_".join(filter(None, parts))),
+        "max_load_seconds": config.limits.max_load_time,
+    }
+    if name == "ollama":
+        ollama = config.ollama
+        model_name, model_file = _ollama_model(combination)
         return ServerSpec(
-            kind=kind,
-            label=label,
-            model_file=f"{model.size}/{files if isinstance(files, str) else files[0]}",
-            context_size=choose("ctx_size", section.default_ctx_size),
-            threads=choose("threads", section.default_threads),
-            gpu_layers=choose("gpu_layers", section.gpu_layers),
+            **common,
+            model_file=model_file,
+            model_name=model_name,
+            context_size=context_size(ollama.default_ctx_size),
+            threads=choose("threads", None),
+            gpu_layers=choose("gpu_layers", None),
             cache_type_k=choose("cache_type_k", None),
             cache_type_v=choose("cache_type_v", None),
-            max_load_seconds=max_load_seconds,
+            base_url=choose("base_url", ollama.base_url),
+            start_server=ollama.start,
+            chat_mode=ollama.chat_mode,
         )
+    if not kind_named(name, serving).from_file:
+        openai = config.openai
+        return ServerSpec(
+            **common,
+            model_name=combination.model.served[combination.quantization],
+            context_size=context_size(openai.default_ctx_size),
+            base_url=choose("base_url", openai.base_url),
+            api_key_env=openai.api_key_env,
+            command=_words(openai.command) if name == "openai" else None,
+        )
+    section = config.llama_cpp if name == "llama_cpp" else config.embedded
+    server_path, extra_args = None, []
+    if isinstance(section, LlamaCppConfig):
+        server_path, extra_args = section.server_path, section.extra_args
     return ServerSpec(
-        kind=kind,
-        label=label,
-        model_name=model.served[combination.quantization],
-        context_size=choose("ctx_size", config.openai.default_ctx_size),
-        base_url=choose("base_url", config.openai.base_url),
-        api_key_env=config.openai.api_key_env,
-        max_load_seconds=max_load_seconds,
+        **common,
+        model_file=_model_file(combination),
+        context_size=context_size(section.default_ctx_size),
+        threads=choose("threads", section.default_threads),
+        gpu_layers=choose("gpu_layers", section.gpu_layers),
+        cache_type_k=choose("cache_type_k", None),
+        cache_type_v=choose("cache_type_v", None),
+        server_path=choose("server_path", server_path),
+        extra_args=tuple(choose("extra_args", extra_args)),
     )
 
 
+def _model_file(combination: Combination) -> str:
+    """The first file of a combination, below ``model_dir``."""
+    files = combination.model.files[combination.quantization]
+    return f"{combination.model.size}/{files if isinstance(files, str) else files[0]}"
+
+
+def _ollama_model(combination: Combination) -> tuple[str, str | None]:
+    """The name an Ollama server knows a model by, and the file to import where it does not serve it by itself.
+
+    An imported model bears the same name in every variant, so that it is imported once. Ollama takes no ``+`` in a name
+    and no more than 80 characters.
+    """
+    served = combination.model.served.get(combination.quantization)
+    if served is not None:
+        return served, None
+    full = f"{combination.model.name}_{combination.quantization}"
+    name = "llmbench-" + safe_name(full).replace("+", "_").lower()
+    if len(name) > _MAX_OLLAMA_NAME_CHARACTERS:
+        digest = hashlib.sha256(full.encode()).hexdigest()[:8]
+        name = f"{name[: _MAX_OLLAMA_NAME_CHARACTERS - 9]}-{digest}"
+    return name, _model_file(combination)
+
+
+def _words(command: str | list[str] | None) -> tuple[str, ...] | None:
+    if command is None:
+        return None
+    return tuple(shlex.split(command) if isinstance(command, str) else command)
+
+
 def require_base_urls(config: Loaded[Config], matrix: Matrix) -> None:
-    """Refuse an ``openai`` combination that no address was given for.
+    """Refuse an ``openai`` combination without an address or a command, and a command that can not be told its port.
 
     Raises:
-        ConfigError: pointing at ``openai.base_url``.
+        ConfigError: pointing at ``openai.base_url`` or ``openai.command``.
     """
     for combination in matrix.combinations:
-        if (
-            backend_kind(config.value, combination.variant) == "openai"
-            and not server_spec(config.value, combination).base_url
-        ):
-            raise ConfigError(
-                config.document.complaint(
-                    ("openai", "base_url"),
-                    "backend 'openai' needs the address of a running server; write for example http://127.0.0.1:8080",
-                )
+        if backend_kind(config.value, combination.variant) != "openai":
+            continue
+        spec = server_spec(config.value, combination)
+        if spec.base_url:
+            continue
+        if not spec.command:
+            raise config.document.error(
+                ("openai", "base_url"),
+                "backend 'openai' needs the address of a running server, for example http://127.0.0.1:8080, or the "
+                "command that starts one (openai.command)",
+            )
+        if not any("{port}" in word for word in spec.command):
+            raise config.document.error(
+                ("openai", "command"),
+                "the command must take the port that is chosen for it: write {port} where it belongs, or set base_url",
             )

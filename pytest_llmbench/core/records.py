@@ -25,6 +25,11 @@ FLAGS: dict[str, str] = {
     "server_timing_mismatch": "the server's own times differ by more than 5 % from what was measured here",
     "tokens_not_counted": "the server did not always say how many tokens it produced; those requests have no rate",
     "client_late": "this client was late itself, by more than the tolerance, in a fifth of the samples or more",
+    "model_reloaded": "the server loaded the model again between requests; those requests are not samples",
+    "prompt_truncated": "the server did not read the whole prompt, so every number is of another prompt",
+    "another_model_answered": "a model other than the cell's answered",
+    "server_restarted": "the server was restarted while it was measured",
+    "partial_gpu_offload": "part of the model was to be on the GPU and is not",
     "chunked_stream": "several tokens arrive together; where that would shift a rate by over 2 % it is absent",
 }
 

@@ -18,6 +18,7 @@ from pytest_llmbench.errors import ConfigError
 
 # What the patterns of the models mean, in words.
 _FORMS = {
+    r"^[A-Za-z_][A-Za-z0-9_]*$": "the name of an environment variable: letters, digits and _ only",
     r"^[A-Za-z0-9_.+-]+$": "letters, digits and _ . + - only",
     r"^[0-9a-f]{64}$": "the 64 hexadecimal digits of a SHA-256",
     r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+$": "a name and an exact version, name==version",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +10,13 @@ from typing import Any, Literal, Protocol
 from pytest_llmbench.client.endpoint import Endpoint
 from pytest_llmbench.client.generation import Generation
 from pytest_llmbench.client.load import send
+from pytest_llmbench.client.prompts import count_tokens, nonce, words
 from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.records import MetricValue, RequestRecord
 from pytest_llmbench.core.statistics import Interval, StoppingRule, median, median_interval
 from pytest_llmbench.errors import LlmbenchError, Primitive, RequestError
+
+__all__ = ["FailedRequest", "Measurement", "Profile", "ProfileContext", "PromptTokens", "RequestSink", "nonce"]
 
 
 @dataclass
@@ -51,6 +53,21 @@ class Measurement:
         """Add a doubt once."""
         if code not in self.flags:
             self.flags.append(code)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """What a prompt's length should be by the server's count: exactly so many, or so many at least."""
+
+    expected: int
+    exact: bool
+
+    def contradicts(self, record: RequestRecord) -> bool:
+        """Whether the server read another number of tokens: it cut the prompt (P09)."""
+        read = record.prompt_tokens
+        if record.prompt_truncated:
+            return True
+        return read is not None and (read != self.expected if self.exact else read < self.expected)
 
 
 class RequestSink(Protocol):
@@ -105,6 +122,17 @@ class ProfileContext:
             raise self.on_failure(RequestError(record.error or "failed", record.error_message or "the request failed"))
         return record
 
+    def prompt_tokens(self, prompt: str) -> PromptTokens:
+        """How many tokens the server should say it has read, known before anything is timed.
+
+        Exactly what its own tokenizer counts, where it has one and nothing is added to the text; at least that where a
+        chat template is; else at least the words, since no tokenizer makes fewer tokens than there are words.
+        """
+        counted = count_tokens(self.endpoint, prompt) if self.endpoint.capabilities.tokenizer else None
+        if counted is None:
+            return PromptTokens(words(prompt), exact=False)
+        return PromptTokens(counted, exact=self.endpoint.protocol == "llama_cpp")
+
     def file(self, record: RequestRecord, *, usable: bool = True) -> None:
         """Write a request's record."""
         self.sink(record if usable else record.model_copy(update={"usable": False}))
@@ -117,6 +145,9 @@ class Profile(Protocol):
         name: its marker, its key in the configuration.
         emits: names of the metrics it yields; thresholds may judge exactly these.
         settings_model: a pydantic model of what ``settings.<name>`` may hold.
+
+    A profile may also have ``needed_context(settings) -> int | None``: the tokens a server's context must hold for it,
+    prompt and answer together.
     """
 
     name: str
@@ -126,8 +157,3 @@ class Profile(Protocol):
     def run(self, context: ProfileContext) -> Measurement:
         """Measure. Raises LlmbenchError when that is not possible."""
         ...
-
-
-def nonce() -> str:
-    """Text for the very start of a prompt, so that no prefix of it can come from a cache."""
-    return f"[{secrets.randbelow(10**8):08d}] "

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from pytest_llmbench.client.generation import Generation
+from pytest_llmbench.client.timings import ServerTimes, was_reloaded
 from pytest_llmbench.core.config import InteractiveSettings
 from pytest_llmbench.core.records import RequestRecord
 from pytest_llmbench.core.statistics import Interval, StoppingRule, has_trend, median, variation_percent, window_rates
 from pytest_llmbench.errors import MeasurementInvalid
-from pytest_llmbench.profiles.base import Measurement, ProfileContext, nonce
+from pytest_llmbench.profiles.base import Measurement, ProfileContext, PromptTokens, nonce
 
 PROMPT_FILE = "prompts/story.txt"
+PROMPT_TOKENS_AT_MOST = 512  # the shipped story has 130 or so; a longer one of the user's is told when it is cut
+MANY_LATE = 0.2
 WARMUP_TOKENS = 32
 # Pieces of text per window, 19 windows in a 500-token answer: long enough to average a scheduler's hiccups, short
 # enough to see stalls.
@@ -30,6 +32,7 @@ HANDOVER_SECONDS = 0.02  # reading the request, tokenising, sampling and sending
 class _Samples:
     """Usable samples, and why others were not."""
 
+    warmup: RequestRecord
     records: list[RequestRecord] = field(default_factory=list)
     rejected: dict[str, int] = field(default_factory=dict)
 
@@ -61,12 +64,17 @@ class InteractiveProfile:
     )
     settings_model = InteractiveSettings
 
+    def needed_context(self, settings: InteractiveSettings) -> int:
+        """Room for the story in whatever template, and the answer."""
+        return PROMPT_TOKENS_AT_MOST + settings.output_tokens
+
     def run(self, context: ProfileContext) -> Measurement:
         """See :class:`~pytest_llmbench.profiles.base.Profile`."""
         story = context.read_data(PROMPT_FILE)
         tokens = context.settings.output_tokens
-        context.file(context.request(_continuation(story, min(WARMUP_TOKENS, tokens)), "warmup"))
-        samples, stop_reason = self._sample(context, story, tokens)
+        warmup = context.request(_continuation(nonce() + story, min(WARMUP_TOKENS, tokens)), "warmup")
+        context.file(warmup)
+        samples, stop_reason = self._sample(context, story, tokens, warmup)
         measurement = _summarise(samples)
         if has_trend(samples.headline):
             measurement.flag("drift")
@@ -80,12 +88,17 @@ class InteractiveProfile:
         }
         return measurement
 
-    def _sample(self, context: ProfileContext, story: str, tokens: int) -> tuple[_Samples, str]:
-        samples, rule, started = _Samples(), context.rule, time.monotonic()
+    def _sample(self, context: ProfileContext, story: str, tokens: int, warmup: RequestRecord) -> tuple[_Samples, str]:
+        samples, rule, started = _Samples(warmup), context.rule, time.monotonic()
         while True:
-            record = context.request(_continuation(story, tokens), "sample")
-            doubt = _why_not_a_sample(record, tokens)
+            prompt = nonce() + story
+            length = context.prompt_tokens(prompt)
+            record = context.request(_continuation(prompt, tokens), "sample")
+            refusal = _why_nothing_counts(record, length, warmup)
+            doubt = _why_not_a_sample(record, tokens, warmup) if refusal is None else refusal.code
             context.file(record, usable=doubt is None)
+            if refusal is not None:
+                raise refusal
             if doubt is None:
                 samples.records.append(record)
             else:
@@ -108,12 +121,36 @@ def _intervals(samples: _Samples, rule: StoppingRule) -> dict[str, Interval | No
     }
 
 
-def _continuation(story: str, tokens: int) -> Generation:
-    return Generation(max_tokens=tokens, prompt=nonce() + story, demand_length=True)
+def _continuation(prompt: str, tokens: int) -> Generation:
+    return Generation(max_tokens=tokens, prompt=prompt, demand_length=True)
 
 
-def _why_not_a_sample(record: RequestRecord, tokens: int) -> str | None:
+def _why_nothing_counts(
+    record: RequestRecord, length: PromptTokens, warmup: RequestRecord
+) -> MeasurementInvalid | None:
+    """What makes not only this request worthless, but all that this server would answer."""
+    if length.contradicts(record):
+        return MeasurementInvalid(
+            "prompt_truncated",
+            f"the server read {record.prompt_tokens} tokens of a prompt that has "
+            f"{'' if length.exact else 'at least '}{length.expected}: it cuts prompts; give it a larger context",
+            {"read": record.prompt_tokens, "expected": length.expected},
+        )
+    if record.response_model != warmup.response_model:
+        return MeasurementInvalid(
+            "another_model_answered",
+            f"{record.response_model!r} answered, where {warmup.response_model!r} did at first: something switches "
+            "models on this server; let nobody else use it",
+            {"answered": record.response_model, "before": warmup.response_model},
+        )
+    return None
+
+
+def _why_not_a_sample(record: RequestRecord, tokens: int, warmup: RequestRecord) -> str | None:
     """The flag of a request whose numbers would mean something else, None for a clean one."""
+    warm_load_seconds = ServerTimes.of(warmup.server_timings).load_seconds
+    if was_reloaded(record.server_timings, warm_load_seconds):
+        return "model_reloaded"
     if record.cached_tokens:
         return "prompt_cache_hit"
     if record.output_tokens is not None:
@@ -128,6 +165,8 @@ def _invalid(samples: _Samples, tokens: int) -> MeasurementInvalid:
     advice = {
         "short_answer": f"the answers ended before {tokens} tokens; ask for fewer (settings.interactive.output_tokens)",
         "prompt_cache_hit": "the server answers prompts from a cache we can not switch off; switch it off there",
+        "model_reloaded": "the server loads the model again and again; does it have the memory to keep it, and is "
+        "nobody else using it with other options?",
     }[code]
     return MeasurementInvalid(
         code,
@@ -155,6 +194,11 @@ def _summarise(samples: _Samples) -> Measurement:
         measurement.flag("tokens_not_counted")
     if _server_disagrees(records):
         measurement.flag("server_timing_mismatch")
+    late = sum("client_late" in record.flags for record in records)
+    if late >= MANY_LATE * len(records):
+        measurement.flag("client_late")
+    elif late:
+        measurement.notes.append(f"in {late} of {len(records)} samples this client was late itself")
     per_chunk = _tokens_per_chunk(records)
     if per_chunk is not None and abs(per_chunk - 1) > 0.02:
         measurement.flag("chunked_stream")
@@ -181,33 +225,20 @@ def _tokens_per_chunk(records: list[RequestRecord]) -> float | None:
 
 
 def _prefill_rates(records: list[RequestRecord]) -> list[float]:
-    """Uncached prompt tokens over the server's prompt time, only where the cache count is known to be 0."""
-    rates = []
-    for record in records:
-        prompt_ms = (record.server_timings or {}).get("prompt_ms")
-        if record.cached_tokens == 0 and record.prompt_tokens and isinstance(prompt_ms, int | float) and prompt_ms > 0:
-            rates.append(1000 * record.prompt_tokens / prompt_ms)
-    return rates
+    """Prompt tokens over the server's prompt time, only where it says that none came from its cache (P01, P02)."""
+    rates = (ServerTimes.of(record.server_timings).prefill_tokens_per_second for record in records)
+    return [rate for rate in rates if rate is not None]
 
 
 def _server_disagrees(records: list[RequestRecord]) -> bool:
     """Whether the server's own times are off ours by more than the tolerance, in the median."""
     rates, waits = [], []
     for record in records:
-        timings = record.server_timings or {}
-        server_rate, prompt_ms = _server_decode_rate(timings), timings.get("prompt_ms")
-        if server_rate is not None and record.decode_tokens_per_second is not None:
-            rates.append(record.decode_tokens_per_second / server_rate)
-        if isinstance(prompt_ms, int | float) and record.ttft_seconds and not record.reasoning:
-            unexplained = record.ttft_seconds - prompt_ms / 1000
+        times = ServerTimes.of(record.server_timings)
+        if times.decode_tokens_per_second is not None and record.decode_tokens_per_second is not None:
+            rates.append(record.decode_tokens_per_second / times.decode_tokens_per_second)
+        if times.prompt_seconds is not None and record.ttft_seconds and not record.reasoning:
+            unexplained = record.ttft_seconds - times.prompt_seconds - (times.load_seconds or 0.0)
             waits.append(max(0.0, unexplained - HANDOVER_SECONDS) / record.ttft_seconds)
     off = [abs(median(values) - aim) for values, aim in ((rates, 1), (waits, 0)) if values]
     return any(difference > TIMING_TOLERANCE for difference in off)
-
-
-def _server_decode_rate(timings: dict[str, Any]) -> float | None:
-    """Tokens per second by llama.cpp's own clock: its ``predicted_ms`` spans ``predicted_n`` − 1 intervals."""
-    predicted_n, predicted_ms = timings.get("predicted_n"), timings.get("predicted_ms")
-    if not isinstance(predicted_n, int) or not isinstance(predicted_ms, int | float):
-        return None
-    return 1000 * (predicted_n - 1) / predicted_ms if predicted_n > 1 and predicted_ms > 0 else None

@@ -39,6 +39,7 @@ class RunFolder:
         self.logs = self.path / "logs"
         self._parts = self.path / "parts"
         self._part = part
+        self._calibration = self.path / "calibration.json"
 
     def create(self, run: dict[str, Any]) -> None:
         """Write ``run.json`` and point ``latest`` here. Raises RecordError when the disk refuses."""
@@ -85,6 +86,29 @@ class RunFolder:
                 file.write(to_line(record) + "\n")
         except OSError as exc:
             raise _not_writable(path, exc) from exc
+
+    def keep_calibration(self, calibration: dict[str, Any]) -> None:
+        """Leave how precise timing is here for the controller to put into ``run.json``. Raises RecordError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            temporary = self.path / f".calibration-{self._part}.partial"
+            temporary.write_text(json.dumps(calibration), encoding="utf-8")
+            temporary.replace(self._calibration)
+        except OSError as exc:
+            raise _not_writable(self._calibration, exc) from exc
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether one process of this run has measured how precise timing is here."""
+        return self._calibration.exists()
+
+    def take_calibration(self) -> dict[str, Any] | None:
+        """Controller: what was kept, which then has a place in ``run.json``; None where nothing was."""
+        with suppress(OSError, ValueError):
+            kept: dict[str, Any] = json.loads(self._calibration.read_text(encoding="utf-8"))
+            self._calibration.unlink()
+            return kept
+        return None
 
     def note_running(self, cell: dict[str, Any] | None) -> None:
         """Worker: leave word of the cell in hand, so that a crash can be told as a record; None when it is done."""

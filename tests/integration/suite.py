@@ -53,7 +53,7 @@ class EmbeddedSuite(RunFiles):
             "embedded": {"default_ctx_size": 512},
             "profiles": ["interactive"],
             "thresholds": {"interactive": {"max_variance": None}},
-            "measurement": {"max_samples": 6},
+            "measurement": {"max_samples": 6, "calibrate": False},
             "limits": {"max_load_time": 60},
         }
         self.models: dict[str, Any] = {"models": [self.model("smol")], "full_mode_quants": ["Q4_1"]}

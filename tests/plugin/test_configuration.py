@@ -26,9 +26,9 @@ MISTAKES = {
         "no metric of profile 'interactive' is judged by this key (did you mean 'max_variance_percent'?)",
     ),
     "misspelt backend": ("backend: embeded\n", "'embeded' is no backend (did you mean 'embedded'?)"),
-    "backend to come": (
-        "backend: ollama\n",
-        "'ollama' can not be run by this version yet; available: embedded, openai",
+    "backend misspelt": (
+        "backend: olama\n",
+        "'olama' is no backend (did you mean 'ollama'?); allowed: embedded, llama_cpp, ollama, openai",
     ),
     "address missing": (
         "backend: openai\n",
@@ -122,7 +122,6 @@ logging: {{level: "INFO", file: "inference-tester.log"}}
     assert keys == [
         "limits.allow_swap",
         "limits.max_memory_gb",
-        "llama_cpp",
         "resume_from",
         "profiles: long_context",
         "profiles: batch",

@@ -28,7 +28,9 @@ class FakeOpenAI:
         tokens_per_piece: tokens the usage counts for each piece.
         answer: sent whole instead of numbered words when not None.
         fault: how to misbehave, by model name; the key ``*`` means every model.
-        requests: bodies of the chat requests that came, in order, each with ``t_begin`` and ``t_end``.
+        faulty_proofs: whether to misbehave from the very first, small request on, with which a backend proves a server.
+        requests: bodies of the chat requests that came, in order, each with ``t_begin`` and ``t_end``; no proofs.
+        paths: of everything that was asked, proofs included, in order.
     """
 
     models: tuple[str, ...] = ("fake",)
@@ -39,7 +41,9 @@ class FakeOpenAI:
     tokens_per_piece: int = 1
     fault: dict[str, Fault] = field(default_factory=dict)
     props: dict[str, Any] | None = None
+    faulty_proofs: bool = False
     requests: list[dict[str, Any]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
     def __enter__(self) -> FakeOpenAI:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -73,6 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         return cast("FakeOpenAI", cast("Any", self.server).fake)
 
     def do_GET(self) -> None:
+        self.fake.paths.append(self.path)
         if self.path == "/v1/models":
             self._json(200, {"data": [{"id": name} for name in self.fake.models]})
         elif self.path == "/props" and self.fake.props is not None:
@@ -82,9 +87,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.fake.paths.append(self.path)
         noted = {**body, "t_begin": time.monotonic()}
-        self.fake.requests.append(noted)
-        fault = self.fake.fault_of(body["model"])
+        is_proof = body["messages"][0]["content"].startswith("Count: one")
+        if not is_proof:
+            self.fake.requests.append(noted)
+        fault = self.fake.fault_of(body["model"]) if self.fake.faulty_proofs or not is_proof else None
         if fault == "http_500":
             self._json(500, {"error": {"message": "out of luck"}})
         else:
@@ -121,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault not in {"no_usage", "not_counted_short"} and counted:
             cached = 7 if fault == "cached" else 0
             usage = {
-                "prompt_tokens": 40,
+                "prompt_tokens": 20 + len(str(body["messages"][0]["content"]).split()),
                 "completion_tokens": count if self.fake.answer is None else 5,
                 "prompt_tokens_details": {"cached_tokens": cached},
             }

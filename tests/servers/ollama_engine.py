@@ -30,7 +30,7 @@ import psutil
 from pytest_llmbench.errors import ServerError
 from pytest_llmbench.runtime.host import usable_cores
 from pytest_llmbench.runtime.lifeline import die_with_parent
-from pytest_llmbench.runtime.process import ServerProcess
+from pytest_llmbench.runtime.process import ReportingProcess
 
 _ENGINE_GONE = (
     "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error, "
@@ -216,7 +216,7 @@ class EmbeddedEngine:
         instructions = {"parent_pid": os.getpid(), "model_path": str(path), "api_key": api_key, **asdict(options)}
         safe_path = ["-P"] if sys.version_info >= (3, 11) else []
         command = [sys.executable, *safe_path, str(Path(__file__).resolve())]
-        process = ServerProcess(command, instructions, Path(self._logs.name) / f"engine_{self._count}")
+        process = ReportingProcess(command, instructions, Path(self._logs.name) / f"engine_{self._count}")
         try:
             report = process.wait_ready(self._load_timeout_seconds)
         except ServerError as exc:
@@ -234,7 +234,7 @@ class EmbeddedEngine:
 
 
 class _EmbeddedRunner:
-    def __init__(self, process: ServerProcess, address: str, api_key: str) -> None:
+    def __init__(self, process: ReportingProcess, address: str, api_key: str) -> None:
         self._process = process
         self._address = address
         self._headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"}

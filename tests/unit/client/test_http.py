@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pytest_llmbench.client.http import MAX_HEADER_BYTES, ResponseParser, build_post
 from pytest_llmbench.errors import RequestError
 from tests.servers.scripted import STREAM_END, STREAM_HEAD, chunk, http_response
-from tests.unit.client.test_protocols import cut
+from tests.unit.client.helpers import PATIENT, cut
 
 
 def body_of(parser: ResponseParser, *reads: bytes) -> bytes:

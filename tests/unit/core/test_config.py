@@ -59,6 +59,7 @@ def test_an_empty_file_gives_the_founding_defaults() -> None:
         "max_seconds": 1800.0,
         "loads": 1,
         "inconclusive": "pass",
+        "calibrate": True,
     }
 
 
@@ -165,7 +166,7 @@ def test_a_misspelt_key_names_the_one_that_was_meant(written: str, meant: str) -
 def test_a_misspelt_key_in_a_section_names_those_of_the_section() -> None:
     assert _refused_config("measurement:\n  min_sample: 6\n") == (
         "configs/config.yaml:2: measurement.min_sample: unknown key (did you mean 'min_samples'?); "
-        "allowed: inconclusive, loads, max_samples, max_seconds, min_samples, target_half_width_percent"
+        "allowed: calibrate, inconclusive, loads, max_samples, max_seconds, min_samples, target_half_width_percent"
     )
 
 
@@ -248,6 +249,41 @@ def test_a_section_that_is_no_section_is_refused() -> None:
     refusal = _refused_config("embedded: 5")
     assert refusal.startswith("configs/config.yaml:1: embedded: must hold keys and values, not ")
     assert refusal.endswith(", not 5")
+
+
+@pytest.mark.parametrize("where", ["llama_cpp: {server_path: %s}", "variants: [{id: v, server_path: %s}]"])
+@pytest.mark.parametrize("path", ["''", "../llama-server", "a/../../b", '"a\\0b"'])
+def test_a_program_lies_below_the_rootdir_or_is_named_in_full(where: str, path: str) -> None:
+    refusal = _refused_config(where % path)
+    assert "server_path: '" in refusal
+    assert refusal.endswith("must be the name of a program on PATH, a path below the rootdir, or an absolute path")
+
+
+@pytest.mark.parametrize("path", ["llama-server", "./llama-server", "build/bin/llama-server", "/opt/../x", "~/bin/x"])
+def test_a_program_may_be_named(path: str) -> None:
+    assert _config(f"llama_cpp: {{server_path: {path}}}").llama_cpp.server_path == path
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("''", "names no program; write for example: vllm serve {model} --host {host} --port {port}"),
+        ("[]", "names no program"),
+        ("['', a]", "names no program"),
+        ('"serve \'x"', "can not be taken apart into words (no closing quotation); close the quotation, or write a "),
+        ('["a", "b\\0"]', "holds a null character; remove it"),
+    ],
+)
+def test_a_command_that_can_not_be_run_is_refused(command: str, words: str) -> None:
+    refusal = _refused_config(f"openai:\n  command: {command}\n")
+    assert refusal.startswith(f"configs/config.yaml:2: openai.command: {words}")
+
+
+@pytest.mark.parametrize("name", ["''", "MY KEY", "sk-1234", "1KEY"])
+def test_a_key_itself_is_not_taken_for_its_variable(name: str) -> None:
+    assert _refused_config(f"openai: {{api_key_env: {name}}}").endswith(
+        "is not allowed; write the name of an environment variable: letters, digits and _ only"
+    )
 
 
 def test_fewer_samples_at_most_than_at_least_are_refused() -> None:
@@ -524,12 +560,12 @@ def test_a_misspelt_key_deep_in_own_settings_names_the_one_that_was_meant(data: 
 
 def test_keys_without_effect_yet_are_named_where_they_are_written() -> None:
     config = _config(
-        "resume_from: latest\nllama_cpp: {gpu_layers: 1}\nlimits: {allow_swap: true, max_load_time: 5}\n"
+        "resume_from: latest\nllama_cpp: {gpu_layers: 1}\nollama: {start: true}\nopenai: {command: a}\n"
+        "limits: {allow_swap: true, max_load_time: 5}\n"
         "variants: [{id: a}, {id: b, parallel: 2, threads: 2}]\nthresholds: {batch: {max_variance: 5}}\n"
     )
     assert list(keys_not_used_yet(config)) == [
         "limits.allow_swap",
-        "llama_cpp",
         "resume_from",
         "variants[1].parallel",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from pytest_llmbench.core.matrix import (
     build_matrix,
     check_backends,
     check_variants,
+    kind_named,
     require_base_urls,
     server_spec,
 )
@@ -162,7 +164,6 @@ def test_a_variant_may_choose_the_backend() -> None:
     [
         ("backend: embeded", "config.yaml:1: backend: 'embeded' is no backend (did you mean 'embedded'?); allowed: "),
         ("backend: xyz", "config.yaml:1: backend: 'xyz' is no backend; allowed: "),
-        ("backend: ollama", "config.yaml:1: backend: 'ollama' can not be run by this version yet; available: "),
         (
             "variants:\n  - id: a\n  - id: b\n    backend: opnai\n",
             "config.yaml:4: variants[1].backend: 'opnai' is no backend (did you mean 'openai'?); allowed: ",
@@ -171,15 +172,15 @@ def test_a_variant_may_choose_the_backend() -> None:
 )
 def test_a_backend_that_is_not_there_is_refused_with_the_nearest(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_backends(_load(Config, text), ["openai", "embedded"], ["llama_cpp", "ollama"])
+        check_backends(_load(Config, text), ["openai", "embedded"])
     assert str(caught.value) == message + "embedded, openai"
 
 
 def test_registered_backends_are_accepted_wherever_written() -> None:
     config = _load(Config, "backend: mine\nvariants: [{id: a, backend: openai}, {id: b}]")
-    check_backends(config, ["mine", "openai"], [])  # raises when it does not know one of them
+    check_backends(config, ["mine", "openai"])  # raises when it does not know one of them
     with pytest.raises(ConfigError, match="'mine' is no backend"):
-        check_backends(config, ["openai"], [])
+        check_backends(config, ["openai"])
 
 
 def _spec(config: str, models: str = TWO_MODELS, position: int = 0) -> ServerSpec:
@@ -244,8 +245,8 @@ def test_a_running_server_needs_an_address() -> None:
     with pytest.raises(ConfigError) as caught:
         require_base_urls(config, matrix)
     assert str(caught.value) == (
-        "config.yaml:3: openai.base_url: backend 'openai' needs the address of a running server; "
-        "write for example http://127.0.0.1:8080"
+        "config.yaml:3: openai.base_url: backend 'openai' needs the address of a running server, for example "
+        "http://127.0.0.1:8080, or the command that starts one (openai.command)"
     )
 
 
@@ -255,6 +256,9 @@ def test_a_running_server_needs_an_address() -> None:
         "backend: embedded",
         "backend: openai\nopenai: {base_url: 'http://127.0.0.1:1'}",
         "variants: [{id: v, backend: openai, base_url: 'http://127.0.0.1:1'}, {id: w}]",
+        "backend: openai\nopenai: {command: 'serve --port={port}'}",
+        "backend: openai\nopenai: {command: serve, base_url: 'http://127.0.0.1:1'}",
+        "backend: ollama",
     ],
 )
 def test_no_address_is_asked_for_where_none_is_missing(text: str) -> None:
@@ -278,8 +282,15 @@ def test_sections_of_the_configuration_are_frozen() -> None:
         ("{id: a, gpu_layers: 0}", "variants[0].gpu_layers: backend 'openai' can not be told this"),
         (
             "{id: a, backend: embedded, base_url: 'http://127.0.0.1:1'}",
-            "variants[0].base_url: backend 'embedded' can not be told this: it starts its own server",
+            "can not be told this, it reads cache_type_k, cache_type_v, ctx_size, gpu_layers, threads; leave it out",
         ),
+        (
+            "{id: a, backend: embedded, server_path: x}",
+            "variants[0].server_path: backend 'embedded' can not be told this",
+        ),
+        ("{id: a, server_path: x}", "variants[0].server_path: backend 'openai' can not be told this"),
+        ("{id: a, backend: ollama, extra_args: []}", "variants[0].extra_args: backend 'ollama' can not be told this"),
+        ("{id: a, backend: mine, base_url: 'http://h'}", "variants[0].base_url: backend 'mine' can not be told this"),
     ],
 )
 def test_a_variants_key_that_its_backend_does_not_read_is_refused(variant: str, message: str) -> None:
@@ -301,3 +312,142 @@ def test_a_registered_backend_that_starts_its_server_gets_its_own_file_and_setti
 def test_a_model_without_a_served_name_is_no_cell_of_a_running_server() -> None:
     config = "backend: openai\nopenai: {base_url: 'http://127.0.0.1:1'}\n"
     assert _ids(_matrix(TWO_MODELS, config)) == ["small-Q4_K_M", "small-Q2_K"]
+
+
+ALL_KEYS = {
+    "ctx_size": 512,
+    "gpu_layers": 1,
+    "threads": 2,
+    "cache_type_k": "q8_0",
+    "cache_type_v": "q8_0",
+    "server_path": "x",
+    "extra_args": ["-x"],
+    "base_url": "http://h",
+}
+
+
+@pytest.mark.parametrize("kind", ["embedded", "llama_cpp", "ollama", "openai", "mine", "remote"])
+def test_what_a_variant_may_say_changes_the_server(kind: str) -> None:
+    """And whatever would not is refused."""
+    serving = ["openai", "remote"]
+    models = _load(Models, TWO_MODELS)
+
+    def spec(extra: dict[str, Any]) -> ServerSpec:
+        config = _given(Config, {"backend": kind, "variants": [{"id": "v", **extra}]})
+        check_variants(config, serving)
+        matrix = build_matrix(config, models, "full", serving)
+        return server_spec(config.value, matrix.combinations[0], serving)
+
+    accepted = set()
+    for key, value in ALL_KEYS.items():
+        try:
+            changed = spec({key: value})
+        except ConfigError:
+            continue
+        accepted.add(key)
+        assert changed != spec({}), key
+    assert accepted == kind_named(kind, serving).variant_keys
+
+
+def test_a_llama_server_takes_its_section_of_the_configuration() -> None:
+    spec = _spec(
+        "backend: llama_cpp\nembedded: {default_ctx_size: 1024}\n"
+        "llama_cpp: {server_path: bin/llama-server, default_ctx_size: 2048, default_threads: 3, gpu_layers: -1, "
+        "extra_args: [--flash-attn, 'on']}\n"
+    )
+    assert spec == ServerSpec(
+        "llama_cpp",
+        "small_Q4_K_M",
+        model_file="500M/s4.gguf",
+        context_size=2048,
+        threads=3,
+        gpu_layers=-1,
+        server_path="bin/llama-server",
+        extra_args=("--flash-attn", "on"),
+    )
+
+
+def test_two_builds_are_two_variants() -> None:
+    config = _load(
+        Config,
+        "backend: llama_cpp\nllama_cpp: {extra_args: [-a]}\n"
+        "variants: [{id: old, server_path: a}, {id: new, server_path: b, extra_args: []}]",
+    )
+    check_variants(config)
+    matrix = build_matrix(config, _load(Models, TWO_MODELS), "full")
+    specs = [server_spec(config.value, combination) for combination in matrix.combinations[:2]]
+    assert [(spec.server_path, spec.extra_args) for spec in specs] == [("a", ("-a",)), ("b", ())]
+
+
+def test_ollama_prefers_the_name_it_serves_and_imports_what_it_does_not() -> None:
+    config = _load(Config, "backend: ollama\nollama: {base_url: 'http://h:1', start: true, chat_mode: force}\n")
+    matrix = build_matrix(config, _load(Models, TWO_MODELS), "full")
+    assert _ids(matrix) == ["small-Q4_K_M", "big-Q4_K_M", "big-Q6_K", "small-Q2_K", "small-Q8_0", "big-Q8_0"]
+    by_id = {combination.id: server_spec(config.value, combination) for combination in matrix.combinations}
+    assert by_id["small-Q4_K_M"] == ServerSpec(
+        "ollama",
+        "small_Q4_K_M",
+        model_name="small:500m",
+        context_size=8192,
+        base_url="http://h:1",
+        start_server=True,
+        chat_mode="force",
+    )
+    imported = by_id["small-Q8_0"]
+    assert (imported.model_name, imported.model_file) == ("llmbench-small_q8_0", "500M/s8.gguf")
+
+
+def test_an_imported_model_has_a_name_that_ollama_takes_and_one_name_for_all_variants() -> None:
+    def names(model: str) -> set[str | None]:
+        models = _given(Models, {"models": [{"name": model, "size": "1B", "files": {"Q8_0": "x"}}]})
+        config = _load(Config, "backend: ollama\nvariants: [{id: a}, {id: b, threads: 1}]")
+        matrix = build_matrix(config, models, "full")
+        return {server_spec(config.value, combination).model_name for combination in matrix.combinations}
+
+    assert names("A+B c/d") == {"llmbench-a_b_c_d_q8_0"}
+    long, other = names("x" * 200), names("x" * 201)
+    assert long != other
+    assert len(long) == len(other) == 1
+    assert {len(name or "") for name in long | other} == {80}
+
+
+def test_a_command_is_taken_apart_into_words() -> None:
+    words = "vllm serve {model} --port {port} --opts '{\"a\": 1}'"
+    spec = _spec(f"backend: openai\nopenai: {{api_key_env: KEY, command: {json.dumps(words)}}}")
+    assert spec.command == ("vllm", "serve", "{model}", "--port", "{port}", "--opts", '{"a": 1}')
+    assert spec.base_url is None
+    assert _spec("backend: openai\nopenai: {command: [a b, '{port}']}").command == ("a b", "{port}")
+
+
+def test_a_command_must_take_the_port_that_is_chosen() -> None:
+    config = _load(Config, "# c\nbackend: openai\nopenai:\n  command: serve {model}\n")
+    matrix = build_matrix(config, _load(Models, TWO_MODELS), "full")
+    with pytest.raises(ConfigError) as caught:
+        require_base_urls(config, matrix)
+    assert str(caught.value) == (
+        "config.yaml:4: openai.command: the command must take the port that is chosen for it: write {port} where it "
+        "belongs, or set base_url"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "needed", "size"),
+    [
+        ("embedded: {default_ctx_size: 2048}", None, 2048),
+        ("embedded: {default_ctx_size: 2048}", 1000, 2048),
+        ("embedded: {default_ctx_size: 2048}", 4000, 4000),
+        ("variants: [{id: v, ctx_size: 512}]", 300, 512),
+        ("variants: [{id: v, ctx_size: 512}]", 600, 600),
+        ("backend: llama_cpp", 9000, 9000),
+        ("backend: ollama", 9000, 9000),
+        ("backend: openai\nopenai: {base_url: 'http://h'}", None, None),
+        ("backend: openai\nopenai: {base_url: 'http://h'}", 700, 700),
+        ("backend: openai\nopenai: {base_url: 'http://h', default_ctx_size: 4096}", 700, 4096),
+    ],
+)
+def test_the_context_is_what_is_configured_or_what_a_profile_needs_if_more(
+    config: str, needed: int | None, size: int | None
+) -> None:
+    loaded = _load(Config, config)
+    combination = build_matrix(loaded, _load(Models, TWO_MODELS), "full").combinations[0]
+    assert server_spec(loaded.value, combination, needed_context=needed).context_size == size

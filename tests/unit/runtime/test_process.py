@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
 import sys
 import textwrap
 import time
@@ -16,7 +18,7 @@ import pytest
 
 from pytest_llmbench.errors import ServerError
 from pytest_llmbench.runtime import process as process_module
-from pytest_llmbench.runtime.process import ServerProcess
+from pytest_llmbench.runtime.process import ReportingProcess, ServerProcess, free_port
 
 PRELUDE = """
 import json, os, signal, subprocess, sys, time
@@ -27,7 +29,7 @@ def sleep_in_a_child(**options):
     return subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, **options).pid
 """
 WAIT_FOR_THE_END = "\nsys.stdin.read()\n"
-Start = Callable[..., ServerProcess]
+Start = Callable[..., ReportingProcess]
 
 
 def gone(pid: int) -> bool:
@@ -46,11 +48,11 @@ def gone(pid: int) -> bool:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start a child that runs this code; whatever the test does, it is ended."""
-    started: list[ServerProcess] = []
+    started: list[ReportingProcess] = []
 
-    def start(code: str, instructions: dict[str, Any] | None = None, *, prelude: str = PRELUDE) -> ServerProcess:
+    def start(code: str, instructions: dict[str, Any] | None = None, *, prelude: str = PRELUDE) -> ReportingProcess:
         command = [sys.executable, "-I", "-S", "-c", prelude + textwrap.dedent(code)]
-        started.append(ServerProcess(command, instructions or {}, tmp_path / "logs" / "tiny"))
+        started.append(ReportingProcess(command, instructions or {}, tmp_path / "logs" / "tiny"))
         return started[-1]
 
     yield start
@@ -94,7 +96,8 @@ def test_a_server_that_ends_before_it_reads_its_instructions(start: Start) -> No
         server.wait_ready(10)
 
 
-def test_a_server_that_is_killed_while_starting(start: Start) -> None:
+def test_a_server_that_is_killed_while_starting(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "_oom_kills", lambda: None)
     server = start("os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(ServerError, match="killed by SIGKILL; perhaps the kernel ran out of memory") as caught:
         server.wait_ready(10)
@@ -204,10 +207,36 @@ def test_stopping_again_signals_nobody(start: Start, monkeypatch: pytest.MonkeyP
     assert signalled == []
 
 
-def test_a_program_that_does_not_exist(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("counts", "words", "evidence"),
+    [
+        ([0, 1], "killed by SIGKILL, by the kernel's out-of-memory killer; choose a smaller", True),
+        ([3, 3], "killed by SIGKILL; the kernel's out-of-memory killer counts no kill", False),
+    ],
+    ids=["out of memory", "by hand"],
+)
+def test_the_kernels_own_counter_tells_who_killed(
+    start: Start, monkeypatch: pytest.MonkeyPatch, counts: list[int], words: str, evidence: bool
+) -> None:
+    monkeypatch.setattr(process_module, "_oom_kills", iter(counts).__next__)
+    server = start("os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(ServerError, match=words) as caught:
+        server.wait_ready(10)
+    assert caught.value.evidence["out_of_memory"] is evidence
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the counter is Linux's")
+def test_the_kernels_counter_is_a_number_here() -> None:
+    kills = process_module._oom_kills()
+    assert kills is None or kills >= 0
+
+
+@pytest.mark.parametrize("kind", [ServerProcess, ReportingProcess])
+def test_a_program_that_does_not_exist(tmp_path: Path, kind: type[ServerProcess]) -> None:
     before = psutil.Process().num_fds()
+    instructions = ({},) if kind is ReportingProcess else ()
     with pytest.raises(ServerError, match=r"no-such-program can not be started: No such file") as caught:
-        ServerProcess([str(tmp_path / "no-such-program")], {}, tmp_path / "tiny")
+        kind([str(tmp_path / "no-such-program")], *instructions, tmp_path / "tiny")  # type: ignore[arg-type]
     assert caught.value.code == "server_start_failed"
     assert psutil.Process().num_fds() == before
 
@@ -222,3 +251,118 @@ def test_no_descriptor_is_left(start: Start) -> None:
             continue
         server.stop()
     assert psutil.Process().num_fds() == before
+
+
+# ---------------------------------------------------------------- programs that know nothing of us
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """Run Python code as a foreign program; whatever the test does, it is ended."""
+    started: list[ServerProcess] = []
+
+    def run(code: str, *arguments: str, **options: Any) -> ServerProcess:
+        command = [sys.executable, "-I", "-S", "-c", textwrap.dedent(code), *arguments]
+        started.append(ServerProcess(command, tmp_path / "logs" / "foreign", **options))
+        return started[-1]
+
+    yield run
+    for server in started:
+        server.stop()
+        assert gone(server.pid)
+
+
+Run = Callable[..., ServerProcess]
+SERVE = "import sys, time; open(sys.argv[1], 'x'); time.sleep(60)"
+
+
+def test_a_program_is_waited_for_and_stopped(run: Run, tmp_path: Path) -> None:
+    server = run(SERVE, str(tmp_path / "ready"))
+    server.wait_until((tmp_path / "ready").exists, 10)
+    assert psutil.Process(server.pid).cmdline()[-1] == str(tmp_path / "ready")  # it is the program, not its launcher
+    identity = server.identity()
+    assert identity is not None
+    assert identity == server.identity()
+    server.stop()
+    assert gone(server.pid)
+    assert server.identity() is None
+
+
+def test_two_starts_have_two_identities(run: Run) -> None:
+    assert run("import time; time.sleep(60)").identity() != run("import time; time.sleep(60)").identity()
+
+
+def test_a_program_that_ends_while_it_is_waited_for(run: Run) -> None:
+    server = run("import sys; sys.exit('error: invalid argument: --foo')")
+    with pytest.raises(ServerError, match=r"exit status 1\): error: invalid argument: --foo") as caught:
+        server.wait_until(lambda: False, 10)
+    assert caught.value.code == "server_start_failed"
+
+
+def test_a_program_that_logs_to_standard_output_is_quoted_too(run: Run) -> None:
+    server = run("print('out of luck'); raise SystemExit(2)")
+    assert server.ends_within(10)
+    assert server.died("server_died", "it ended").evidence["log_tail"] == "out of luck"
+
+
+def test_a_program_that_is_never_ready(run: Run) -> None:
+    server = run("import time; time.sleep(60)")
+    with pytest.raises(ServerError) as caught:
+        server.wait_until(lambda: False, 0.2)
+    assert caught.value.code == "server_start_timeout"
+    assert gone(server.pid)
+
+
+def test_an_error_of_the_check_is_not_swallowed(run: Run) -> None:
+    def check() -> bool:
+        raise ServerError("wrong_key", "no")
+
+    with pytest.raises(ServerError, match="no"):
+        run("import time; time.sleep(60)").wait_until(check, 10)
+
+
+def test_a_program_gets_its_environment_and_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNWANTED", "1")
+    code = "import os; print(os.environ.get('WANTED'), os.environ.get('UNWANTED'), os.getcwd(), sep='|')"
+    server = run(code, environment={"WANTED": "yes", "UNWANTED": None}, cwd=tmp_path)
+    assert server.ends_within(10)
+    assert server.stdout_log.read_text() == f"yes|None|{tmp_path}\n"
+
+
+def test_what_a_program_logged_is_found_for_this_start_only(run: Run) -> None:
+    for word in ("first", "second"):
+        server = run(f"print('{word} thing')")
+        assert server.ends_within(10)
+    assert server.logged("second thing")
+    assert not server.logged("first")
+
+
+def test_a_program_has_no_descriptor_of_ours(run: Run) -> None:
+    code = "import os; print(sorted(int(fd) for fd in os.listdir('/dev/fd'))[3:])"
+    server = run(code)
+    assert server.ends_within(10)
+    assert len(server.stdout_log.read_text().split(",")) == 1  # the one that lists the folder
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the kernel for it, which only Linux does")
+def test_a_killed_parent_takes_a_program_along(tmp_path: Path) -> None:
+    parent = f"""
+import time
+from pathlib import Path
+from pytest_llmbench.runtime.process import ServerProcess
+server = ServerProcess(["sleep", "60"], Path({str(tmp_path / "log")!r}))
+print(server.pid, flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    assert psutil.Process(pid).name() == "sleep"
+    process.kill()
+    process.communicate()
+    assert gone(pid)
+
+
+def test_a_free_port_can_be_bound() -> None:
+    with socket.create_server(("127.0.0.1", free_port())):
+        pass

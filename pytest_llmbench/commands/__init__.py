@@ -1,0 +1,1 @@
+"""What the larger commands of ``llmbench`` do. None of them needs pytest."""
