@@ -52,6 +52,12 @@ _REMEDIES = {
     "server_busy": "let no other client use the server while it is measured",
     "generation_failed": "look into the server's log",
 }
+_REMEDIES_FOR_OLLAMA = {
+    "connection_refused": "start Ollama, correct ollama.base_url (host and port), or set ollama.start: true",
+    "wrong_key": "Ollama itself asks for no key: what stands before it at base_url?",
+    "not_an_llm_server": "ollama.base_url must be the root of an Ollama server, for example http://127.0.0.1:11434",
+    "model_missing": "`ollama pull` the model, or correct `served` in the models file",
+}
 
 
 def first_look(endpoint: Endpoint, model: str | None) -> ServerError | None:
@@ -172,8 +178,7 @@ def explained(endpoint: Endpoint, error: RequestError) -> ServerError:
     if error.code == "http_error" and error.evidence.get("http_status") in {404, 405}:
         code = "not_an_llm_server"
     fact = error.message.partition("; ")[0]  # what to do is said here, knowing who is asked
-    remedy = f"; {_REMEDIES[code]}" if code in _REMEDIES else ""
-    return ServerError(code, f"{fact}{remedy}", error.evidence)
+    return ServerError(code, f"{fact}{_remedy(code, endpoint)}", error.evidence)
 
 
 def _failed(endpoint: Endpoint, record: RequestRecord) -> ServerError:
@@ -192,8 +197,12 @@ def _failed(endpoint: Endpoint, record: RequestRecord) -> ServerError:
 def _server_error(
     code: str, endpoint: Endpoint, what: str, evidence: dict[str, Primitive] | None = None
 ) -> ServerError:
-    remedy = f"; {_REMEDIES[code]}" if code in _REMEDIES else ""
-    return ServerError(code, f"{endpoint.base_url} {what}{remedy}", evidence)
+    return ServerError(code, f"{endpoint.base_url} {what}{_remedy(code, endpoint)}", evidence)
+
+
+def _remedy(code: str, endpoint: Endpoint) -> str:
+    remedies = {**_REMEDIES, **(_REMEDIES_FOR_OLLAMA if endpoint.protocol.startswith("ollama") else {})}
+    return f"; {remedies[code]}" if code in remedies else ""
 
 
 def _plain(name: str) -> str:

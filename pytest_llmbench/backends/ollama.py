@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_llmbench.backends.base import RunningServer, StartRequest, check_context
-from pytest_llmbench.backends.checks import explained, prove
+from pytest_llmbench.backends.checks import explained, first_look, prove
 from pytest_llmbench.backends.ollama_control import (
     LoadedModel,
     ModelFacts,
@@ -77,6 +77,19 @@ class OllamaBackend:
     """Loads one model of an Ollama server with the options that every request then carries."""
 
     brings_model = True
+
+    def first_look(self, spec: ServerSpec) -> ServerError | None:
+        """What speaks against a server that should be running, found in a moment; None where we start it ourselves."""
+        if spec.base_url is None or spec.start_server:
+            return None
+        can_be_imported = spec.model_file is not None
+        try:
+            endpoint = Endpoint(
+                spec.base_url.rstrip("/"), "ollama_generate", spec.model_name, _api_key(spec.api_key_env)
+            )
+            return first_look(endpoint, None if can_be_imported else spec.model_name)
+        except ServerError as exc:
+            return exc
 
     def start(self, request: StartRequest) -> RunningServer:
         """See :class:`~pytest_llmbench.backends.base.Backend`."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import socket
 from pathlib import Path
 
 from pytest_llmbench.client.control import get_json
 from pytest_llmbench.client.endpoint import Endpoint
 from pytest_llmbench.core.cell import ServerSpec
 from pytest_llmbench.errors import RequestError, ServerError
-from pytest_llmbench.runtime.process import ServerProcess
+from pytest_llmbench.runtime.process import ServerProcess, free_port
 
 _ANSWER_SECONDS = 2.0
 _PRIVATE = ("KEY", "TOKEN", "SECRET", "PASSWORD")
@@ -50,7 +49,7 @@ def spawn(spec: ServerSpec, log_stem: Path) -> tuple[ServerProcess, str]:
     Raises:
         ServerError: ``engine_missing``, ``server_start_failed``.
     """
-    binary, address = _binary(), f"127.0.0.1:{_free_port()}"
+    binary, address = _binary(), f"127.0.0.1:{free_port()}"
     environment: dict[str, str | None] = {
         **_ALWAYS,
         "OLLAMA_HOST": address,
@@ -101,8 +100,3 @@ def _binary() -> str:
             "set ollama.start: false and ollama.base_url to a server that runs",
         )
     return found
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])

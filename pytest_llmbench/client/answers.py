@@ -14,6 +14,7 @@ from pytest_llmbench.client.endpoint import ProtocolName
 from pytest_llmbench.errors import RequestError
 
 _MAX_INTEGER_DIGITS = 30
+_OLLAMA_FIELDS = {"message", "response", "thinking", "done"}
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class Answer:
         tool_calls: name and arguments (JSON as text, as it was streamed) of each call, by position.
         ended: no further event belongs to this answer.
         finished: the server said that the answer is complete.
+        in_one_piece: the only event was the whole answer.
         response_model: the name of the model that answered, as the server tells it.
     """
 
@@ -45,6 +47,7 @@ class Answer:
     response_id: str | None = None
     response_model: str | None = None
     truncated_prompt: bool = False
+    in_one_piece: bool = False
     finished: bool = False
     ended: bool = False
 
@@ -204,10 +207,13 @@ class OllamaStream:
     def on_data(self, data: bytes, t_ns: int) -> None:
         """See :class:`AnswerParser`."""
         event, answer = parse_object(data), self.answer
-        if answer.t_first_event_ns is None:
+        is_first = answer.t_first_event_ns is None
+        if is_first:
             answer.begin(event, t_ns)
         if event.get("error"):
             raise_server_error(event["error"])
+        if is_first and not _OLLAMA_FIELDS & event.keys():
+            raise RequestError("bad_response", f"the stream holds {data[:80]!r}; is this an Ollama server?")
         message = event.get("message")
         if isinstance(message, dict):
             answer.add_reasoning(message.get("thinking"), t_ns)
@@ -222,6 +228,7 @@ class OllamaStream:
             answer.prompt_tokens = _count(event.get("prompt_eval_count"), None)
             answer.output_tokens = _count(event.get("eval_count"), 0)
             answer.output_tokens_source = "eval_count"
+            answer.in_one_piece = is_first and bool(answer.piece_times_ns) and answer.output_tokens != 1
             answer.server_timings = {
                 key: value for key, value in event.items() if key.endswith(("_count", "_duration"))
             }

@@ -91,10 +91,10 @@ class Exchange:
         """The first byte is about to be written."""
         self.t_send_ns = self.t_end_ns = t_ns
 
-    def received(self, data: bytes, t_ns: int) -> None:
-        """Take in bytes of the answer."""
+    def received(self, data: bytes, t_ns: int) -> bool:
+        """Take in bytes of the answer; returns whether the exchange is done."""
         if self.done:
-            return
+            return True
         self.t_end_ns = t_ns
         if self.t_first_byte_ns is None:
             self.t_first_byte_ns = t_ns
@@ -105,6 +105,7 @@ class Exchange:
                 self._finish()
         except RequestError as exc:
             self.fail(exc, t_ns)
+        return self.done
 
     def _on_body(self, piece: bytes, t_ns: int) -> None:
         if self._framer is None and self._kept_body is None:
@@ -113,14 +114,18 @@ class Exchange:
             assert self._kept_body is not None  # noqa: S101 -- one of the two was chosen
             self._kept_body += piece[: MAX_ERROR_BODY_BYTES - len(self._kept_body)]
             return
-        on_data = self.parser.on_data
-        for event in self._framer.feed(piece):
-            on_data(event, t_ns)
+        self._on_events(self._framer.feed(piece), t_ns)
+
+    def _on_events(self, events: list[bytes], t_ns: int) -> None:
+        on_data, answer = self.parser.on_data, self.answer
+        for event in events:
+            if not answer.ended:  # what comes after the last event belongs to no answer
+                on_data(event, t_ns)
 
     def _choose_reader(self) -> None:
         """Read a stream as such; keep what is an error message or an answer in one piece."""
         kind, ollama = self.response.content_type, self.protocol.startswith("ollama")
-        if self.response.status != 200 or (kind == "application/json" and not ollama) or kind == "text/html":
+        if self.response.status != 200 or kind == "text/html" or (kind == "application/json" and not ollama):
             self._kept_body = bytearray()
         else:
             self._framer = NdjsonParser() if ollama else SseParser()
@@ -183,6 +188,8 @@ class Exchange:
 
     def _finish(self, how: str = "the stream ended without a final event") -> None:
         """The HTTP message, or the connection, has ended. Raises RequestError unless the answer is complete."""
+        if self._framer is not None and self.response.complete:
+            self._on_events(self._framer.finish(), self.t_end_ns)
         status, answer = self.response.status, self.answer
         body = bytes(self._kept_body or b"")
         if status not in {0, 200}:
@@ -195,6 +202,8 @@ class Exchange:
                 kind = self.response.content_type or "no content type"
                 raise RequestError("bad_response", f"the answer holds no event ({kind}); is this a model server?")
             raise RequestError("stream_truncated", f"{how} after {pieces} pieces of text")
+        if answer.in_one_piece:
+            raise _not_streamed()
         if answer.is_empty:
             where = " (all tokens went to reasoning)" if answer.reasoning else ""
             raise RequestError("empty_answer", f"the answer holds no text{where}; an empty answer is a failed request")
@@ -217,13 +226,17 @@ def _not_a_stream(kind: str, body: bytes) -> RequestError:
         message = error.get("message", error) if isinstance(error, dict) else error
         return RequestError("server_error_event", f"the server reported an error under HTTP 200: {str(message)[:500]}")
     if isinstance(parsed, dict) and {"choices", "content", "response", "message"} & parsed.keys():
-        return RequestError(
-            "not_streamed",
-            "the server sent its answer in one piece although a stream was asked for; no time to first token can be "
-            "measured so: switch streaming on there, or take the proxy out that buffers it",
-        )
+        return _not_streamed()
     return RequestError(
         "bad_response", f"the answer is no event stream ({kind}): {text[:80]!r}; is this a model server?"
+    )
+
+
+def _not_streamed() -> RequestError:
+    return RequestError(
+        "not_streamed",
+        "the server sent its answer in one piece although a stream was asked for; no time to first token can be "
+        "measured so: switch streaming on there, or take the proxy out that buffers it",
     )
 
 

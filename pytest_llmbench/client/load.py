@@ -24,6 +24,9 @@ from pytest_llmbench.client.record import record_of
 from pytest_llmbench.client.transport import Transport, clock_ns, new_event_loop
 from pytest_llmbench.core.records import RequestRecord
 
+_RECORDS_WAITING = 256  # more would be memory for nothing
+_CHORES_NS = 300_000
+
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
@@ -130,9 +133,10 @@ class _Load:
         self._endpoint = endpoint
         self._deadlines = deadlines
         self._generations = iter(generations)
-        self._closed = isinstance(arrivals, ClosedLoop)
+        self._streams = arrivals.streams if isinstance(arrivals, ClosedLoop) else 0
         self._send_times = _send_times(arrivals)
         self._under_way: dict[Exchange, int] = {}
+        self._prepared: deque[Exchange] = deque()
         self._to_record: deque[tuple[int, Exchange]] = deque()
         self._transport: Transport
         self._over: asyncio.Future[None]
@@ -148,7 +152,7 @@ class _Load:
         self._over = self._loop.create_future()
         # What a callback raises (a full disk, a signal's handler) must end the load, not be logged and forgotten.
         self._loop.set_exception_handler(lambda _, context: self._give_up(context))
-        self._transport = Transport(self._endpoint, self._deadlines, self._on_done)
+        self._transport = Transport(self._endpoint, self._deadlines, self._on_done, self._do_chores)
         try:
             self._start_ns = clock_ns()
             self._schedule_next()
@@ -168,7 +172,7 @@ class _Load:
             self._end_if_over()
             return
         due_ns = self._start_ns + int(offset * 1e9)
-        if not self._closed:
+        if not self._streams:
             exchange.t_scheduled_ns = due_ns
         self._loop.call_later(max(0.0, (due_ns - clock_ns()) / 1e9), self._send_scheduled, exchange)
 
@@ -177,31 +181,55 @@ class _Load:
         self._schedule_next()
 
     def _next_exchange(self) -> Exchange | None:
-        generation = next(self._generations, None)
-        if generation is None:
+        if not self._prepared and not self._prepare():
             return None
-        exchange = Exchange(self._endpoint, generation, self._deadlines)
+        exchange = self._prepared.popleft()
         self._under_way[exchange] = self.sent
         self.sent += 1
         return exchange
+
+    def _prepare(self) -> bool:
+        """Make the next request ready to be sent; False: there is none."""
+        generation = next(self._generations, None)
+        if generation is not None:
+            self._prepared.append(Exchange(self._endpoint, generation, self._deadlines))
+        return generation is not None
 
     def _on_done(self, exchange: Exchange) -> None:
         self.ended_ns = clock_ns()
         self.failed += exchange.error is not None
         self.longest_lag_ns = max(self.longest_lag_ns, exchange.lag_ns)
         self._to_record.append((self._under_way.pop(exchange), exchange))
-        if self._closed and (following := self._next_exchange()) is not None:
+        if self._streams and (following := self._next_exchange()) is not None:
             self._transport.start(following)
-        self._loop.call_soon(self._record_one)
+        if not self._under_way or len(self._to_record) > _RECORDS_WAITING:
+            self._loop.call_soon(self._record_one)
+
+    def _do_chores(self) -> None:
+        """What can wait, a little at a time: records of what is done, requests that will be sent next.
+
+        Streams that began together end together; all that work at once would make the client late for their next ones.
+        """
+        until_ns = clock_ns() + _CHORES_NS
+        while clock_ns() < until_ns:
+            if self._to_record:
+                self._record_one()
+            elif len(self._prepared) >= self._streams or not self._prepare():
+                return
 
     def _record_one(self) -> None:
-        started_ns = clock_ns()
-        self._on_record(*self._to_record.popleft())
-        self._transport.client_was_late(clock_ns() - started_ns)
+        if self._to_record:
+            started_ns = clock_ns()
+            self._on_record(*self._to_record.popleft())
+            self._transport.client_was_late(clock_ns() - started_ns)
         self._end_if_over()
 
     def _end_if_over(self) -> None:
-        if not self._under_way and not self._to_record and not self._over.done():
+        if self._under_way:
+            return
+        if self._to_record:
+            self._loop.call_soon(self._record_one)
+        elif not self._over.done():
             self._over.set_result(None)
 
 

@@ -143,7 +143,7 @@ def _exact(endpoint: Endpoint, tokens: int) -> Prompts | None:
         fresh = tuple(secrets.choice(known) for _ in range(_NONCE_WORDS))
         return (begin + fresh + rest)[:tokens]
 
-    return Prompts(tokens, make, asked_tokens=tokens, notes=(f"each prompt is exactly {tokens} token ids",))
+    return Prompts(tokens, make, asked_tokens=tokens, notes=(f"prompts are token ids, exactly {tokens} each",))
 
 
 class _Fit:

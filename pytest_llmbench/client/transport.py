@@ -74,12 +74,20 @@ class Transport:
 
     Args:
         on_done: called with each exchange when it is done.
+        on_quiet: called now and then when nothing waits to be worked out.
     """
 
-    def __init__(self, endpoint: Endpoint, deadlines: Deadlines, on_done: Callable[[Exchange], None]) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        deadlines: Deadlines,
+        on_done: Callable[[Exchange], None],
+        on_quiet: Callable[[], None],
+    ) -> None:
         self._endpoint = endpoint
         self._deadlines = deadlines
         self._on_done = on_done
+        self._on_quiet = on_quiet
         self._loop = asyncio.get_running_loop()
         address = urlsplit(endpoint.base_url)
         self._host = address.hostname or ""
@@ -192,8 +200,7 @@ class Transport:
             if exchange is None or exchange.done:
                 self._drop(wire)  # it closed an idle connection, or says what nobody asked for
             elif isinstance(what, bytes):
-                exchange.received(what, t_ns)
-                if exchange.done:
+                if exchange.received(what, t_ns):
                     self._end(wire, exchange)
             else:
                 self._lost(wire, exchange, what, t_ns)
@@ -249,6 +256,7 @@ class Transport:
                 if exchange is not None and now_ns >= exchange.deadline_ns:
                     exchange.time_out(now_ns)
                     self._end(wire, exchange)
+            self._on_quiet()
         self._tick_timer = None
         if self._busy or self._connecting:
             self._plan_tick()

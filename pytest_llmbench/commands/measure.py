@@ -219,9 +219,7 @@ def run(options: argparse.Namespace) -> int:
             interrupted = True
         except RecordError as exc:  # the disk is full; what is on it counts
             interrupted, problem = True, exc
-    summary = _summarise(
-        target, load, log.path, prompts, notes=notes, started_at=started_at, interrupted=interrupted
-    )
+    summary = _summarise(target, load, log.path, prompts, notes=notes, started_at=started_at, interrupted=interrupted)
     if options.json:
         sys.stdout.write(summary.model_dump_json(indent=2) + "\n")
     else:

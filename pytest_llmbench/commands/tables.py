@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+_WIDTH_OF_A_FILE = 100
 _ROWS = (
     ("ttft_seconds", "time to first token", 1e3, "ms", 1),
     ("ttft_from_schedule_seconds", "… from the scheduled time", 1e3, "ms", 1),
     ("time_to_first_reasoning_seconds", "time to first reasoning", 1e3, "ms", 1),
-    ("decode_tokens_per_second", "decode rate of a request", 1, "tokens/s", 1),
+    ("decode_tokens_per_second", "decode rate", 1, "tokens/s", 1),
     ("time_per_output_token_ms", "time per output token", 1, "ms", 2),
     ("chunk_gap_ms", "gap between chunks", 1, "ms", 2),
 )
@@ -30,7 +31,8 @@ def console() -> Console:
     """Standard output, for text that is never markup."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, markup=False, highlight=False, emoji=False, legacy_windows=False)
+    width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
+    return Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False, legacy_windows=False)
 
 
 def print_summary(summary: LoadSummary, requests: Path) -> None:
@@ -94,7 +96,7 @@ def _after(summary: LoadSummary, requests: Path) -> Iterator[str]:
     p99 = f", p99 {summary.client_lag_p99_ms:.1f} ms" if summary.client_lag_p99_ms is not None else ""
     yield f"client: late by at most {summary.client_lag_max_ms:.1f} ms{p99}; {late} requests flagged for it"
     if summary.retries:
-        yield f"sent again because a connection was lost: {summary.retries} times"
+        yield f"retries, because a connection was lost before any answer: {summary.retries}"
     for flag, count in summary.flags.items():
         if flag != "client_late":
             yield f"{count} requests with {flag}: {FLAGS.get(flag, flag)}"
@@ -119,8 +121,9 @@ def _prompt_lengths(summary: LoadSummary) -> str:
 
 def _missing_percentiles(summary: LoadSummary) -> str:
     n = summary.ttft_seconds.n if summary.ttft_seconds else 0
-    missing = [f"{name} takes {values_needed(share)}" for name, share in SHARES.items() if n < values_needed(share)]
-    return f"too few requests for some percentiles: {', '.join(missing)}" if n and missing else ""
+    needed = [f"{name} {values_needed(share)}" for name, share in SHARES.items() if n < values_needed(share)]
+    needed = [one.replace("p50", "an interval of the median") for one in needed]
+    return f"percentiles need more requests: {', '.join(needed)}" if n and needed else ""
 
 
 def print_calibration(calibration: Calibration) -> None:
@@ -129,15 +132,8 @@ def print_calibration(calibration: Calibration) -> None:
 
     table = Table(box=None, pad_edge=False)
     titles = (
-        "streams",
-        "requests",
-        "TTFT error ms",
-        "p99",
-        "gap error ms",
-        "p99",
-        "client lag ms",
-        "max",
-        "CPU µs/token",
+        *("streams", "answers", "TTFT off\nmean ms", "\np99 ms", "gap off\nmean ms", "\np99 ms"),
+        *("client late\np99 ms", "\nmax ms", "CPU\nµs/token"),
     )
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)

@@ -16,6 +16,8 @@ from pytest_llmbench.core.yaml_source import nearest
 from pytest_llmbench.errors import ConfigError, RequestError, ServerError
 
 _SHOWN_NAMES = 20
+_LLAMA_CPP = "llama.cpp"
+_WITH_IGNORE_EOS = {"vllm", "sglang"}  # as they name themselves in /v1/models
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,18 @@ def find_target(url: str, protocol: ProtocolName | None, model: str | None, api_
         raise ConfigError(str(exc)) from exc
     asked = Endpoint(base_url, protocol or "openai_chat", model, _api_key(api_key_env))
     try:
-        kind, version = _kind(asked)
+        kind, version, best_protocol = _kind(asked)
     except RequestError as exc:
         if exc.code == "wrong_key":
             hint = "check the key" if api_key_env else "name the variable that holds its key with --api-key-env"
             raise RequestError(exc.code, f"{exc.message}; {hint}") from exc
         raise
-    spoken: ProtocolName = protocol or _PROTOCOLS[kind]
-    endpoint = asked.replace(protocol=spoken)
-    endpoint = endpoint.replace(model=_model(endpoint, model))
-    return Target(endpoint.replace(capabilities=_capabilities(endpoint, kind)), kind, version)
-
-
-_PROTOCOLS: dict[str, ProtocolName] = {"llama.cpp": "llama_cpp", "Ollama": "ollama_generate", "OpenAI": "openai_chat"}
+    endpoint = asked.replace(protocol=protocol or best_protocol)
+    name, owner = _model(endpoint, model)
+    endpoint = endpoint.replace(model=name)
+    is_router = kind == _LLAMA_CPP and best_protocol != "llama_cpp"
+    capabilities = _capabilities(endpoint, kind, owner, is_router=is_router)
+    return Target(endpoint.replace(capabilities=capabilities), kind, version)
 
 
 def _api_key(variable: str | None) -> str | None:
@@ -74,15 +75,17 @@ def _api_key(variable: str | None) -> str | None:
     return key
 
 
-def _kind(endpoint: Endpoint) -> tuple[str, str | None]:
-    """The kind of server and its version, by the routes it has; most servers have one of OpenAI's."""
+def _kind(endpoint: Endpoint) -> tuple[str, str | None, ProtocolName]:
+    """The kind of server by the routes it has, its version, and the protocol that says most."""
     props = _answer(endpoint, "/props")
     if isinstance(props, dict) and "default_generation_settings" in props:
-        return "llama.cpp", _text(props.get("build_info"))
+        # A router has several models behind one port; its own routes do not say for whom.
+        spoken: ProtocolName = "openai_chat" if props.get("role") == "router" else "llama_cpp"
+        return _LLAMA_CPP, _text(props.get("build_info")), spoken
     version = _answer(endpoint, "/api/version")
     if isinstance(version, dict) and isinstance(version.get("version"), str):
-        return "Ollama", version["version"]
-    return "OpenAI", None
+        return "Ollama", version["version"], "ollama_generate"
+    return "OpenAI", None, "openai_chat"
 
 
 def _answer(endpoint: Endpoint, path: str) -> Any:
@@ -100,24 +103,26 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _model(endpoint: Endpoint, wanted: str | None) -> str:
-    """The name to ask for: the one given, which the server has to know, or the only one there is."""
+def _model(endpoint: Endpoint, wanted: str | None) -> tuple[str, str | None]:
+    """The name to ask for (the one given, which the server has to know, or the only one there is), and its owner."""
     try:
-        entries = [names_of(entry) for entry in listed_models(endpoint)]
+        entries = [(names_of(entry), _text(entry.get("owned_by"))) for entry in listed_models(endpoint)]
     except ServerError as exc:
         if wanted is not None and exc.code == "not_an_llm_server":
-            return wanted  # not every server has a list; the first request will tell
+            return wanted, None  # not every server has a list; the first request will tell
         raise exc.__cause__ if isinstance(exc.__cause__, RequestError) else exc from None
-    names = [name for entry in entries for name in entry]
     if wanted is not None:
-        if knows(wanted, names):
-            return wanted
-        message = f"{endpoint.base_url} does not serve {wanted!r}{nearest(wanted, names)}; it serves: {_shown(names)}"
+        for names, owner in entries:
+            if knows(wanted, names):
+                return wanted, owner
+        every = [name for names, _ in entries for name in names]
+        message = f"{endpoint.base_url} does not serve {wanted!r}{nearest(wanted, every)}; it serves: {_shown(every)}"
         raise ServerError("wrong_model_name", message)
-    mains = [entry[0] for entry in entries if entry]
+    mains = [(names[0], owner) for names, owner in entries if names]
     if len(mains) != 1:
         what = "serves several models" if mains else "lists no model"
-        raise ServerError("wrong_model_name", f"{endpoint.base_url} {what}; choose with --model: {_shown(mains)}")
+        shown = _shown([name for name, _ in mains])
+        raise ServerError("wrong_model_name", f"{endpoint.base_url} {what}; choose with --model: {shown}")
     return mains[0]
 
 
@@ -126,13 +131,15 @@ def _shown(names: list[str]) -> str:
     return (", ".join(sorted(names)[:_SHOWN_NAMES]) or "none") + more
 
 
-def _capabilities(endpoint: Endpoint, kind: str) -> Capabilities:
+def _capabilities(endpoint: Endpoint, kind: str, owner: str | None, *, is_router: bool) -> Capabilities:
     takes_ids = endpoint.protocol in {"llama_cpp", "openai_completions"}
-    if kind == "llama.cpp" and not endpoint.protocol.startswith("ollama"):
-        return dataclasses.replace(LLAMA_CPP, exact_prompts=takes_ids)
     if endpoint.protocol.startswith("ollama"):
         return Capabilities(server_timings=True)
-    if count_tokens(endpoint, "one two") is None:
-        return Capabilities()
-    # vLLM and SGLang: who has their /tokenize also has their ignore_eos.
-    return Capabilities(exact_prompts=takes_ids, ignores_end_of_sequence=True, tokenizer=True)
+    if kind == _LLAMA_CPP:
+        return dataclasses.replace(LLAMA_CPP, exact_prompts=takes_ids and not is_router, tokenizer=not is_router)
+    tokenizer = count_tokens(endpoint, "one two") is not None
+    return Capabilities(
+        exact_prompts=tokenizer and takes_ids,
+        ignores_end_of_sequence=owner in _WITH_IGNORE_EOS,
+        tokenizer=tokenizer,
+    )

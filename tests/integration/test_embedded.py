@@ -183,7 +183,8 @@ import dataclasses
 import pytest
 from pytest_llmbench.backends.base import StartRequest
 from pytest_llmbench.backends.openai import OpenAIBackend
-from pytest_llmbench.client.request import Generation, send
+from pytest_llmbench.client.generation import Generation
+from pytest_llmbench.client.load import send
 from pytest_llmbench.core.cell import ServerSpec
 from pytest_llmbench.errors import ServerError
 
@@ -194,7 +195,7 @@ def test_both_ways(llm, server, monkeypatch):
     spec = ServerSpec("openai", "x", model_name=name, base_url=url, api_key_env="KEY", context_size=256)
     other = OpenAIBackend().start(StartRequest(spec, None, None))
     assert other.info.context_size == 512
-    assert other.notes == ()
+    assert other.notes == ("this server is not ours to look into; its memory is not known",)
     record = send(other.endpoint, Generation(max_tokens=40, prompt="Once", demand_length=True))
     assert record.ok, record.error_message
     assert (record.output_tokens, record.finish_reason, record.cached_tokens) == (40, "length", 0)

@@ -79,7 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
             status, answer = 401, {"error": {"message": "Invalid API Key"}}
         elif (route := table.routes.get(f"{self.command} {self.path.partition('?')[0]}")) is not None:
             status, answer = route(body) if callable(route) else route
-        kind = {bytes: "text/event-stream", str: "text/plain"}.get(type(answer), "application/json")
+        kinds: dict[type, str] = {bytes: "text/event-stream", str: "text/plain"}
+        kind = kinds.get(type(answer), "application/json")
         data = (
             answer
             if isinstance(answer, bytes)

@@ -59,7 +59,7 @@ def differences(record: RequestRecord, expected: Expected) -> dict[str, Any]:
         wrong["tool_calls"] = record.tool_calls
     for name in ("ttft_seconds", "connect_seconds"):
         least = getattr(expected, name)
-        if least and (getattr(record, name) or 0.0) < least:
+        if least and (getattr(record, name) or 0.0) < least - 1e-6:
             wrong[name] = getattr(record, name)
     return wrong
 

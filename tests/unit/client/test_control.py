@@ -80,9 +80,11 @@ def test_plain_http_where_tls_is_spoken() -> None:
 
 def test_what_the_server_says_to_an_error_is_told_but_never_the_key() -> None:
     body = b'{"error": {"message": "model \'x\' not found, says secret"}}'
-    with ScriptedServer((0, http_response("404 Not Found", "application/json", body))) as server:
-        with pytest.raises(RequestError, match=r"HTTP 404: model 'x' not found, says \[the key\]") as caught:
-            get_json(Endpoint(server.url, "ollama_chat", api_key="secret"), "/api/show")
+    with (
+        ScriptedServer((0, http_response("404 Not Found", "application/json", body))) as server,
+        pytest.raises(RequestError, match=r"HTTP 404: model 'x' not found, says \[the key\]") as caught,
+    ):
+        get_json(Endpoint(server.url, "ollama_chat", api_key="secret"), "/api/show")
     assert (caught.value.code, caught.value.evidence) == ("http_error", {"http_status": 404})
 
 

@@ -231,12 +231,15 @@ def test_the_kernels_counter_is_a_number_here() -> None:
     assert kills is None or kills >= 0
 
 
-@pytest.mark.parametrize("kind", [ServerProcess, ReportingProcess])
-def test_a_program_that_does_not_exist(tmp_path: Path, kind: type[ServerProcess]) -> None:
+@pytest.mark.parametrize(
+    "start_it",
+    [ServerProcess, lambda command, log: ReportingProcess(command, {}, log)],
+    ids=["foreign", "reporting"],
+)
+def test_a_program_that_does_not_exist(tmp_path: Path, start_it: Callable[[list[str], Path], ServerProcess]) -> None:
     before = psutil.Process().num_fds()
-    instructions = ({},) if kind is ReportingProcess else ()
     with pytest.raises(ServerError, match=r"no-such-program can not be started: No such file") as caught:
-        kind([str(tmp_path / "no-such-program")], *instructions, tmp_path / "tiny")  # type: ignore[arg-type]
+        start_it([str(tmp_path / "no-such-program")], tmp_path / "tiny")
     assert caught.value.code == "server_start_failed"
     assert psutil.Process().num_fds() == before
 
