@@ -18,7 +18,7 @@ from pytest_llmbench.errors import MeasurementInvalid
 from pytest_llmbench.profiles.base import Measurement, ProfileContext, PromptTokens, nonce
 
 PROMPT_FILE = "prompts/story.txt"
-PROMPT_TOKENS_AT_MOST = 512  # the shipped story has 130 or so; a longer one of the user's is told when it is cut
+PROMPT_TOKENS_AT_MOST = 256  # the shipped story has 130 or so; a longer one of the user's is told when it is cut
 MANY_LATE = 0.2
 WARMUP_TOKENS = 32
 # Pieces of text per window, 19 windows in a 500-token answer: long enough to average a scheduler's hiccups, short

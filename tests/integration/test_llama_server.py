@@ -21,25 +21,17 @@ from pytest_llmbench.client.generation import Generation
 from pytest_llmbench.client.load import send
 from pytest_llmbench.core.cell import ServerSpec
 from pytest_llmbench.errors import CellError
+from tests.integration.engines import LLAMA_SERVER, needs_llama_server
 from tests.integration.suite import wait_until
 
 LABEL = "smol_Q4_1"
 
 
-def _server_path() -> Path | None:
-    """Where the script puts it."""
-    configured = os.environ.get("LLAMA_SERVER")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    found = [Path(configured)] if configured else sorted(cache.glob("pytest-llmbench/llama.cpp-*/bin/llama-server"))
-    return found[-1] if found and os.access(found[-1], os.X_OK) else None
-
-
-SERVER = _server_path()
-pytestmark = pytest.mark.skipif(SERVER is None, reason="no llama-server; build one: scripts/build-llama-server")
+pytestmark = needs_llama_server
 
 
 def _request(model_path: Path, log_stem: Path, quantization: str = "Q4_1", **fields: object) -> StartRequest:
-    given: dict[str, object] = {"server_path": str(SERVER), "context_size": 512, "max_load_seconds": 120.0}
+    given: dict[str, object] = {"server_path": str(LLAMA_SERVER), "context_size": 512, "max_load_seconds": 120.0}
     spec = ServerSpec("llama_cpp", LABEL, model_file="x", **{**given, **fields})  # type: ignore[arg-type]
     return StartRequest(spec, model_path, log_stem, quantization)
 

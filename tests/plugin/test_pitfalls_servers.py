@@ -253,6 +253,21 @@ def test_p26_a_server_of_ours_whose_supervisor_restarts_it(bench: Bench) -> None
     assert code_of(cell) == ("invalid", "server_restarted")
 
 
+DYING = """
+import threading
+from tests.servers.fake_openai import FakeOpenAI
+with FakeOpenAI(port=port, dies_after=4, dying_seconds=0.2):
+    threading.Event().wait(100)
+"""
+
+
+def test_p26_a_server_of_ours_that_dies_is_not_taken_for_one_that_refuses(bench: Bench) -> None:
+    started_by_command(bench, DYING)  # its connections are refused some moments before it is gone
+    cell = cell_of(bench)
+    assert code_of(cell) == ("error", "server_died")
+    assert cell["reason"]["evidence"]["exit_status"] == 3
+
+
 REPLACED = """
 from pytest_llmbench.backends.openai import OpenAIBackend
 from pytest_llmbench.errors import ServerError

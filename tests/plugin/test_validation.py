@@ -1,5 +1,4 @@
-"""A server that is not what it should be: one reason code and a remedy, a warning before the first test where that can be
-seen, and no harm to other cells.
+"""A server that is not what it should be: one reason with a remedy, no harm to others, an early warning if possible.
 
 Each run has two variants: ``bad``, on the server in question, and ``good``, on a healthy one.
 """
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llmbench.backends import checks
+from pytest_llmbench.client.control import get_json as get_json_patiently
 from pytest_llmbench.runtime.process import free_port
 from tests.plugin.bench import Bench
 from tests.plugin.pitfalls import PROPS, code_of
@@ -104,7 +103,7 @@ CASES = {
     "wrong_model_name": Case(
         "wrong_model_name",
         fake(models=("fake-7b", "something-else")),
-        "did you mean 'fake-7b'? it serves: fake-7b, something-else; write one of the server's names into `served`",
+        "(did you mean 'fake-7b'?); it serves: fake-7b, something-else; write one of the server's names into `served`",
         True,
     ),
     "model_missing": Case("model_missing", from_the_beginning("not_loaded"), "load or pull the model", False),
@@ -134,7 +133,7 @@ def test_one_reason_one_remedy_and_no_harm_to_others(bench: Bench, monkeypatch: 
             {"id": "bad", "base_url": url, **case.changes},
             {"id": "good", "base_url": bench.fake.url},
         ]
-        result = bench.run("suites/", "-v")
+        result = bench.run("suites/")
     bad, good = bench.cells()
     assert (bad["nodeid"], good["variant"]) == (BAD, "good")
     assert code_of(bad) == ("error", case.code)
@@ -153,17 +152,16 @@ def test_one_reason_one_remedy_and_no_harm_to_others(bench: Bench, monkeypatch: 
 
 def impatient_with(url: str, monkeypatch: pytest.MonkeyPatch, really: bool) -> None:
     """Wait for one server no longer than a moment."""
-    original = checks.get_json
 
     def get_json(endpoint: Any, path: str, timeout_seconds: float = 10.0) -> Any:
-        return original(endpoint, path, 0.3 if endpoint.base_url == url else timeout_seconds)
+        return get_json_patiently(endpoint, path, 0.3 if endpoint.base_url == url else timeout_seconds)
 
     if really:
-        monkeypatch.setattr(checks, "get_json", get_json)
+        monkeypatch.setattr("pytest_llmbench.backends.checks.get_json", get_json)
 
 
 def test_a_healthy_run_warns_of_nothing(bench: Bench) -> None:
-    result = bench.run("suites/", "-v")
+    result = bench.run("suites/")
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*warning:*")
 
@@ -207,7 +205,7 @@ def test_a_model_that_ollama_has_not(bench: Bench, downloads: tuple[str, ...], s
 def test_an_ollama_server_that_is_not_there_is_seen_early(bench: Bench) -> None:
     with nobody() as url:
         on_both(bench, url, served="fake")
-        result = bench.run("suites/", "-v")
+        result = bench.run("suites/")
     bad, good = bench.cells()
     assert code_of(bad) == ("error", "connection_refused")
     assert code_of(good) == ("passed", None)

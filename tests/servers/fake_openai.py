@@ -56,6 +56,7 @@ class FakeOpenAI:
         start_time: when it was started, as ``/metrics`` tells; None: there is no such route.
         restarts_before: the request, counted from 0, before which ``start_time`` becomes another.
         dies_after: how many requests, proofs not counted, it answers before its whole process ends.
+        dying_seconds: how long that process lives on when nobody listens any more.
         requests: bodies of the chat requests that came, in order, each with ``t_begin`` and ``t_end``; no proofs.
         proofs: the same of those that were proofs.
         paths: of everything that was asked, proofs included, in order.
@@ -80,6 +81,7 @@ class FakeOpenAI:
     start_time: float | None = None
     restarts_before: int | None = None
     dies_after: int | None = None
+    dying_seconds: float = 0.0
     port: int = 0
     listener: socket.socket | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -113,6 +115,11 @@ class FakeOpenAI:
     def prompts(self) -> list[Any]:
         """What was asked, proofs left out: text, or token ids."""
         return [prompt_of(body) for body in self.requests]
+
+    def stop_listening(self) -> None:
+        """Refuse whoever comes from now on."""
+        self._server.shutdown()
+        self._server.socket.close()
 
     def fault_of(self, model: str) -> Fault | None:
         return self.fault.get(model) or self.fault.get("*")
@@ -197,6 +204,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._stream(body, model, fault)
         noted["t_end"] = time.monotonic()
         if not is_proof and number + 1 == fake.dies_after:
+            if fake.dying_seconds:
+                fake.stop_listening()
+                time.sleep(fake.dying_seconds)
             os._exit(3)
 
     def _stream(self, body: dict[str, Any], model: str, fault: Fault | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from pytest_llmbench.core.records import SCHEMA_VERSION, RequestRecord
 from pytest_llmbench.runtime.run_folder import RunFolder
 from tests.unit.factories import broken_record, cell_record
 
-COMMANDS = ["init", "report"]
+COMMANDS = ["init", "measure", "doctor", "report"]
 Output = pytest.CaptureFixture[str]
 
 
@@ -201,6 +202,40 @@ class TestUsage:
             main(arguments)
         assert ended.value.code == 2
         assert "usage: llmbench" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_help_names_every_option_once(self, command: str, capsys: Output) -> None:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        lines = capsys.readouterr().out.splitlines()
+        described = [line.split()[0] for line in lines if line.startswith("  --")]
+        assert len(described) == len(set(described))
+
+    @pytest.mark.parametrize("arguments", [["--help"], ["measure", "--help"], ["--version"]], ids=" ".join)
+    def test_help_loads_nothing_heavy(self, arguments: list[str]) -> None:
+        heavy = ("pydantic", "numpy", "requests", "rich", "pytest", "asyncio")
+        code = (
+            "import sys, atexit\n"
+            f"atexit.register(lambda: print([m for m in {heavy} if m in sys.modules], file=sys.stderr))\n"
+            f"from pytest_llmbench.cli import main\nmain({arguments})"
+        )
+        ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (0, "[]\n")
+
+    def test_a_terminal_without_our_characters(self, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "pytest_llmbench.cli", "report", "nothing\u2713"]
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+        ended = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, env=environment)
+        assert ended.returncode == 1
+        assert ended.stderr.startswith(b"llmbench: ")
+
+    def test_interrupted(self, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("pytest_llmbench.runtime.run_folder.find_run", interrupted)
+        assert main(["report", "latest"]) == 130
+        assert capsys.readouterr().err == "llmbench: stopped\n"
 
     def test_as_a_process(self, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "pytest_llmbench.cli", "report", "nothing"]

@@ -30,7 +30,13 @@ def vllm_tokenize(body: dict[str, Any]) -> tuple[int, Any]:
 
 def record(prompt_tokens: int | None, **changes: Any) -> RequestRecord:
     fields: dict[str, Any] = {
-        **{"cell": None, "index": 0, "phase": "warmup", "ok": True, "protocol": "x", "t_send_ns": 0, "t_end_ns": 1},
+        "cell": None,
+        "index": 0,
+        "phase": "warmup",
+        "ok": True,
+        "protocol": "x",
+        "t_send_ns": 0,
+        "t_end_ns": 1,
         "prompt_tokens": prompt_tokens,
     }
     return RequestRecord(**{**fields, **changes})

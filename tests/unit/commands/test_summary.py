@@ -25,10 +25,20 @@ from pytest_llmbench.core.statistics import median_interval
 def request(**changes: Any) -> dict[str, Any]:
     """An answer of 11 tokens: the first after 0.1 s, then one each 10 ms."""
     fields: dict[str, Any] = {
-        **{"cell": None, "index": 0, "phase": "sample", "ok": True, "protocol": "x"},
-        **{"t_send_ns": 1_000_000_000, "t_first_token_ns": 1_100_000_000, "t_end_ns": 1_200_000_000},
-        **{"ttft_seconds": 0.1, "decode_tokens_per_second": 100.0, "output_tokens": 11, "chunks": 11},
-        **{"prompt_tokens": 40, "token_offsets_us": [100_000 + 10_000 * i for i in range(11)]},
+        "cell": None,
+        "index": 0,
+        "phase": "sample",
+        "ok": True,
+        "protocol": "x",
+        "t_send_ns": 1_000_000_000,
+        "t_first_token_ns": 1_100_000_000,
+        "t_end_ns": 1_200_000_000,
+        "ttft_seconds": 0.1,
+        "decode_tokens_per_second": 100.0,
+        "output_tokens": 11,
+        "chunks": 11,
+        "prompt_tokens": 40,
+        "token_offsets_us": [100_000 + 10_000 * i for i in range(11)],
     }
     return RequestRecord(**{**fields, **changes}).model_dump()
 
