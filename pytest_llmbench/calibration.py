@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -34,7 +35,7 @@ def calibrate(streams: Sequence[int] = (1, 16, 64), seconds: float = 4.0) -> Cal
         ServerError: the replay server could not be started, or the client lost an answer: nothing measured here would
             be worth much.
     """
-    started = time.monotonic()
+    started, load = time.monotonic(), os.getloadavg()[0]
     try:
         clock = clock_name()
     except RuntimeError as exc:
@@ -46,6 +47,7 @@ def calibrate(streams: Sequence[int] = (1, 16, 64), seconds: float = 4.0) -> Cal
         clock=clock,
         clock_resolution_ns=clock_resolution_ns(),
         event_loop=_event_loop_name(),
+        load_average=load,
         true_ttft_ms=_TTFT_MS,
         true_gap_ms=_GAP_MS,
         duration_seconds=time.monotonic() - started,

@@ -119,7 +119,7 @@ def _measure_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder (default: results/measure-<time>)")
     parser.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the server's key")
     parser.add_argument(
-        "--timeout", type=_positive, metavar="SECONDS", help="a request may take so long (default: 3600)"
+        "--timeout", type=_positive, metavar="SECONDS", help="for a request (default: 3600, 600 to its first token)"
     )
     parser.add_argument("--json", action="store_true", help="print summary.json instead of a table")
 

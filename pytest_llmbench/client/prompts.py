@@ -111,7 +111,7 @@ class Prompts:
 
 def any_prompts() -> Prompts:
     """Prompts of no particular length that ask for a long answer."""
-    return Prompts(words(_DEFAULT_TEXT), lambda: nonce() + _DEFAULT_TEXT, at_least=True)
+    return Prompts(words(_DEFAULT_TEXT) // 2, lambda: nonce() + _DEFAULT_TEXT, at_least=True)
 
 
 def prompts_of(endpoint: Endpoint, tokens: int, ask: Callable[[Generation], RequestRecord]) -> Prompts:

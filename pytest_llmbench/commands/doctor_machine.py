@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from pytest_llmbench.commands.check import Check, absent, ok, problem
 from pytest_llmbench.runtime import host
 
 _ASK_SECONDS = 15.0
+_IDLE_LOAD_PER_CORE = 0.25
 _CPUS = Path("/sys/devices/system/cpu")
 _DRI = Path("/dev/dri")
 
@@ -41,6 +43,7 @@ def check_machine() -> Iterator[Check]:
     """What speaks against measuring here, and what can be observed."""
     yield _gpu()
     yield _temperature()
+    yield _load()
     yield _swap()
     yield _governor()
 
@@ -76,6 +79,14 @@ def _temperature() -> Check:
     if shown:
         return ok(name, ", ".join(shown))
     return absent(name, "no sensor can be read; throttling by heat would not be seen")
+
+
+def _load() -> Check:
+    load, cores = os.getloadavg()[0], host.usable_cores()
+    found = f"{load:.1f} on {cores} cores in the last minute"
+    if load < _IDLE_LOAD_PER_CORE * cores:
+        return ok("load", found)
+    return absent("load", found, "close other programs; their work is in every number, also in those below")
 
 
 def _swap() -> Check:

@@ -41,6 +41,7 @@ class Calibration(Record):
     Attributes:
         clock_resolution_ns: the smallest step of the clock that was seen.
         event_loop: what the client ran on.
+        load_average: of the machine just before, over a minute: the work of others is in the errors.
         true_ttft_ms: what the server did, and the client had to find out.
     """
 
@@ -48,6 +49,7 @@ class Calibration(Record):
     clock: str
     clock_resolution_ns: int
     event_loop: str
+    load_average: Finite
     true_ttft_ms: Finite
     true_gap_ms: Finite
     duration_seconds: Finite

@@ -126,11 +126,11 @@ class ProfileContext:
         """How many tokens the server should say it has read, known before anything is timed.
 
         Exactly what its own tokenizer counts, where it has one and nothing is added to the text; at least that where a
-        chat template is; else at least the words, since no tokenizer makes fewer tokens than there are words.
+        chat template is; else at least half the words: few tokenizers ever make one token of two words, none of most.
         """
         counted = count_tokens(self.endpoint, prompt) if self.endpoint.capabilities.tokenizer else None
         if counted is None:
-            return PromptTokens(words(prompt), exact=False)
+            return PromptTokens(words(prompt) // 2, exact=False)
         return PromptTokens(counted, exact=self.endpoint.protocol == "llama_cpp")
 
     def file(self, record: RequestRecord, *, usable: bool = True) -> None:

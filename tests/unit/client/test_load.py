@@ -328,6 +328,9 @@ def waits_for_a_signal(answered: int = 0) -> Holding:
 
     def on_held() -> None:
         if once.acquire(blocking=False):
+            time.sleep(
+                0.2
+            )  # the client waits by then; Python loses what is raised while it runs a weak reference's callback
             os.kill(os.getpid(), signal.SIGUSR1)
 
     return Holding(answered, on_held)

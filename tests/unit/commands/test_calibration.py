@@ -36,6 +36,7 @@ def calibration(*errors: TimingError) -> Calibration:
         clock="monotonic",
         clock_resolution_ns=50,
         event_loop="uvloop",
+        load_average=0.1,
         true_ttft_ms=20.0,
         true_gap_ms=10.0,
         duration_seconds=1.0,
@@ -102,6 +103,7 @@ class TestOnThisMachine:
         one = quick_calibration()
         assert time.monotonic() - started < 20  # two seconds where nobody else uses the machine
         assert [each.streams for each in one.errors] == [1]
+        assert one.load_average >= 0
         found = one.errors[0]
         assert found.requests >= 5
         assert found.tokens == 16 * found.requests

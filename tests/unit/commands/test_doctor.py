@@ -242,7 +242,7 @@ class TestModels:
 class TestMachine:
     def test_every_part_has_a_line(self, ask: Doctor) -> None:
         lines = ask.lines()
-        for name in ("python", "packages", "GPU", "temperature", "swap", "CPU governor", "timing"):
+        for name in ("python", "packages", "GPU", "temperature", "load", "swap", "CPU governor", "timing"):
             assert any(line[2:].startswith(f"{name}: ") for line in lines), name
 
     def test_no_gpu_is_no_fault(self, ask: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -276,6 +276,13 @@ class TestMachine:
         sensors = {"coretemp": [type("Entry", (), {"current": 45.4})], "empty": []}
         monkeypatch.setattr(psutil, "sensors_temperatures", lambda: sensors, raising=False)
         assert doctor_machine._temperature().found == "coretemp 45 °C"
+
+    @pytest.mark.parametrize(("load", "state"), [(0.1, "ok"), (1.0, "absent")])
+    def test_load(self, load: float, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+        monkeypatch.setattr(host, "usable_cores", lambda: 2)
+        check = doctor_machine._load()
+        assert (check.state, check.found) == (state, f"{load} on 2 cores in the last minute")
 
     def test_swap(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(psutil, "swap_memory", lambda: type("Swap", (), {"used": 3_000_000}))
