@@ -228,7 +228,7 @@ class OllamaStream:
             answer.prompt_tokens = _count(event.get("prompt_eval_count"), None)
             answer.output_tokens = _count(event.get("eval_count"), 0)
             answer.output_tokens_source = "eval_count"
-            answer.in_one_piece = is_first and bool(answer.piece_times_ns) and answer.output_tokens != 1
+            answer.in_one_piece = is_first and bool(answer.piece_times_ns)
             answer.server_timings = {
                 key: value for key, value in event.items() if key.endswith(("_count", "_duration"))
             }
@@ -296,5 +296,13 @@ def raise_server_error(error: Any) -> NoReturn:
     Raises:
         RequestError: ``server_error_event``.
     """
-    message = error.get("message") if isinstance(error, dict) else error
-    raise RequestError("server_error_event", f"the server reported an error inside the stream: {str(message)[:500]}")
+    raise RequestError("server_error_event", f"the server reported an error inside the stream: {words_of(error)}")
+
+
+def words_of(error: Any) -> str:
+    """What an error says that a server describes in JSON: its message, or all of it; at most 500 characters."""
+    message = error.get("message", error) if isinstance(error, dict) else error
+    try:
+        return str(message)[:500]
+    except RecursionError:
+        return "something nested absurdly deep"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from pytest_llmbench.client.answers import ANSWER_PARSERS
+from pytest_llmbench.client.answers import ANSWER_PARSERS, words_of
 from pytest_llmbench.client.endpoint import Endpoint
 from pytest_llmbench.client.framing import Framer, NdjsonParser, SseParser
 from pytest_llmbench.client.generation import Generation
@@ -18,6 +18,7 @@ from pytest_llmbench.client.http import MAX_ERROR_BODY_BYTES, ResponseParser, bu
 from pytest_llmbench.errors import RequestError
 
 MAX_RETRIES = 2
+_TELLING_KEY_CHARACTERS = 8
 _END_GRACE_NS = 1_000_000_000  # for the end of the HTTP message after the last event
 
 
@@ -73,6 +74,7 @@ class Exchange:
         self.t_send_ns = self.t_end_ns = 0
         self.t_first_byte_ns: int | None = None
         self.lag_ns = self.first_token_lag_ns = 0
+        self._t_ended_ns: int | None = None
         self._framer: Framer | None = None
         self._kept_body: bytearray | None = None
 
@@ -121,6 +123,8 @@ class Exchange:
         for event in events:
             if not answer.ended:  # what comes after the last event belongs to no answer
                 on_data(event, t_ns)
+        if answer.ended and self._t_ended_ns is None:
+            self._t_ended_ns = t_ns
 
     def _choose_reader(self) -> None:
         """Read a stream as such; keep what is an error message or an answer in one piece."""
@@ -152,10 +156,9 @@ class Exchange:
 
     def fail(self, error: RequestError, t_ns: int) -> None:
         """End the exchange with an error, in words that may be recorded: servers repeat the key they refuse."""
-        key = self.endpoint.api_key
-        if key and key in error.message:
-            error = RequestError(error.code, error.message.replace(key, "[the key]"), error.evidence)
-        self.error, self.done = error, True
+        message = _without_key(error.message, self.endpoint.api_key)
+        self.error = error if message == error.message else RequestError(error.code, message, error.evidence)
+        self.done = True
         self.t_end_ns = max(self.t_end_ns, t_ns)
 
     @property
@@ -163,8 +166,8 @@ class Exchange:
         """When patience ends, by the clock that ``sent`` was told."""
         answer, limits = self.answer, self.deadlines
         whole = self.t_send_ns + int(limits.whole * 1e9)
-        if answer.ended:
-            return min(whole, self.t_end_ns + _END_GRACE_NS)
+        if self._t_ended_ns is not None:
+            return min(whole, self._t_ended_ns + _END_GRACE_NS)
         times = answer.piece_times_ns
         wait = times[-1] + int(limits.gap * 1e9) if times else self.t_send_ns + int(limits.first_token * 1e9)
         return min(whole, wait)
@@ -178,7 +181,7 @@ class Exchange:
                 self._finish()
             except RequestError as exc:
                 self.fail(exc, t_ns)
-        elif elapsed >= self.deadlines.whole:
+        elif t_ns - self.t_send_ns >= int(self.deadlines.whole * 1e9):
             self.fail(RequestError("request_timeout", f"not finished after {elapsed:.1f} s; pieces: {pieces}"), t_ns)
         elif pieces:
             message = f"no text for {self.deadlines.gap:g} s after {pieces} pieces"
@@ -202,12 +205,20 @@ class Exchange:
                 kind = self.response.content_type or "no content type"
                 raise RequestError("bad_response", f"the answer holds no event ({kind}); is this a model server?")
             raise RequestError("stream_truncated", f"{how} after {pieces} pieces of text")
-        if answer.in_one_piece:
+        if answer.in_one_piece and (answer.output_tokens != 1 or self.response.content_type == "application/json"):
             raise _not_streamed()
         if answer.is_empty:
             where = " (all tokens went to reasoning)" if answer.reasoning else ""
             raise RequestError("empty_answer", f"the answer holds no text{where}; an empty answer is a failed request")
         self.done = True
+
+
+def _without_key(message: str, key: str | None) -> str:
+    """The message with the key taken out, also the beginning of one where a long text was cut off."""
+    for length in range(len(key or ""), _TELLING_KEY_CHARACTERS - 1, -1):
+        if key and key[:length] in message:
+            message = message.replace(key[:length], "[the key]")
+    return message
 
 
 def _not_a_stream(kind: str, body: bytes) -> RequestError:
@@ -222,9 +233,8 @@ def _not_a_stream(kind: str, body: bytes) -> RequestError:
     except (ValueError, RecursionError):
         parsed = None
     if isinstance(parsed, dict) and parsed.get("error"):
-        error = parsed["error"]
-        message = error.get("message", error) if isinstance(error, dict) else error
-        return RequestError("server_error_event", f"the server reported an error under HTTP 200: {str(message)[:500]}")
+        message = words_of(parsed["error"])
+        return RequestError("server_error_event", f"the server reported an error under HTTP 200: {message}")
     if isinstance(parsed, dict) and {"choices", "content", "response", "message"} & parsed.keys():
         return _not_streamed()
     return RequestError(
@@ -248,11 +258,11 @@ def _http_error(status: int, body: bytes) -> RequestError:
         parsed = json.loads(text)
         error = parsed.get("error", parsed)
         if isinstance(error, dict):
-            text, kind = str(error.get("message", error)), str(error.get("type", ""))
+            text, kind = words_of(error), str(error.get("type", ""))
             counts = {name: error[name] for name in ("n_prompt_tokens", "n_ctx") if isinstance(error.get(name), int)}
             evidence.update(counts)
         else:
-            text = str(error)
+            text = words_of(error)
     except (ValueError, AttributeError, RecursionError):
         pass
     code = {401: "wrong_key", 403: "wrong_key", 404: "not_found", 429: "server_busy", 503: "server_busy"}.get(

@@ -79,6 +79,8 @@ class _Lines:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         lines = chunk.split(b"\n")
+        if len(chunk) > MAX_EVENT_BYTES and any(len(line) > MAX_EVENT_BYTES for line in lines):
+            raise _too_large()
         if len(lines) == 1 or self._pieces:
             self._size_bytes += len(lines[0])
             if self._size_bytes > MAX_EVENT_BYTES:

@@ -24,7 +24,7 @@ from pytest_llmbench.client.record import record_of
 from pytest_llmbench.client.transport import Transport, clock_ns, new_event_loop
 from pytest_llmbench.core.records import RequestRecord
 
-_RECORDS_WAITING = 256  # more would be memory for nothing
+_RECORDS_WAITING = 8  # beside two per stream; more would be memory for nothing
 _CHORES_NS = 300_000
 
 
@@ -202,7 +202,7 @@ class _Load:
         self._to_record.append((self._under_way.pop(exchange), exchange))
         if self._streams and (following := self._next_exchange()) is not None:
             self._transport.start(following)
-        if not self._under_way or len(self._to_record) > _RECORDS_WAITING:
+        if not self._under_way or len(self._to_record) > _RECORDS_WAITING + 2 * self._streams:
             self._loop.call_soon(self._record_one)
 
     def _do_chores(self) -> None:
@@ -240,13 +240,24 @@ def _run_on_a_loop_of_its_own(work: Coroutine[Any, Any, None]) -> None:
     except RuntimeError:
         _run(work)
     else:
+        loop = new_event_loop()
+        task = loop.create_task(work)
         with ThreadPoolExecutor(1) as executor:
-            executor.submit(_run, work).result()
+            ending = executor.submit(_drive, loop, task)
+            try:
+                ending.result()
+            except BaseException:  # a signal's handler may raise while this thread waits
+                with suppress(RuntimeError):  # the loop is closed already
+                    loop.call_soon_threadsafe(task.cancel)
+                raise
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     loop = new_event_loop()
-    task = loop.create_task(work)
+    _drive(loop, loop.create_task(work))
+
+
+def _drive(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
     try:
         loop.run_until_complete(task)
     finally:

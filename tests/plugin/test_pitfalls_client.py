@@ -1,4 +1,4 @@
-"""Pitfalls of clocks, streams and sampling (P16–P19, P27, P31, P38): each is provoked, and noticed or without effect.
+"""Pitfalls of clocks, streams and sampling (P16–P19, P27, P29, P31, P38): each is provoked, and noticed or harmless.
 
 ``docs/pitfalls.md`` says what goes wrong in each. Servers here are fast stand-ins; nothing is a measurement of a model.
 """
@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from itertools import cycle
+from statistics import median
 from typing import Any
 
 import pytest
@@ -148,6 +149,21 @@ def test_p27_lines_of_ollama_that_break_off_have_failed(bench: Bench, fault: Any
     assert code_of(cell) == ("error", code)
     last = bench.requests()[-1]
     assert (last["index"], last["ok"], last["usable"], last["error"]) == (2, False, False, code)
+
+
+# ---------------------------------------------------------------- P29: outliers
+
+
+def test_p29_an_outlier_is_in_every_number(bench: Bench) -> None:
+    bench.fake.every_second_answer_slower = 20
+    cell = cell_of(bench)
+    samples = samples_of(bench)
+    assert all(record["usable"] for record in samples)
+    rates = sorted(record["decode_tokens_per_second"] for record in samples)
+    assert rates[0] <= 250  # every second answer paused for 4 ms before each word, the others hardly
+    metric = cell["metrics"]["decode_tokens_per_second"]
+    assert (metric["n"], metric["value"]) == (6, median(rates))
+    assert (metric["ci_low"], metric["ci_high"]) == (rates[0], rates[-1])
 
 
 # ---------------------------------------------------------------- P31: chance

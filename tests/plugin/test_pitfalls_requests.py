@@ -134,8 +134,6 @@ def test_p04_a_chunk_is_not_a_token(bench: Bench) -> None:
     assert not {"decode_tokens_per_second", "time_per_output_token_ms"} & cell["metrics"].keys()
     record = samples_of(bench)[0]
     assert (record["output_tokens"], record["chunks"], record["decode_tokens_per_second"]) == (60, 3, None)
-    bench.fake.tokens_per_piece = 1
-    assert "chunked_stream" not in cell_of(bench)["flags"]
 
 
 def test_p05_an_empty_role_delta_is_no_token(bench: Bench) -> None:
@@ -210,8 +208,17 @@ def test_p09_a_prompt_cut_in_silence_makes_the_measurement_invalid(bench: Bench,
         cell = cell_of(bench)
     assert code_of(cell) == ("invalid", "prompt_truncated")
     assert (cell["flags"], cell["metrics"]) == (["prompt_truncated"], {})
-    assert cell["reason"]["evidence"]["expected"] == 3001
-    assert cell["reason"]["evidence"]["read"] < 1024
+    assert cell["reason"]["evidence"]["read"] < 1024 < cell["reason"]["evidence"]["expected"]
+
+
+def test_p09_a_prompt_a_little_too_long_that_is_cut_in_silence(bench: Bench) -> None:
+    """What is left fills the context, so there was no room for the answer that came all the same."""
+    long_story(bench, 1500)
+    with ollama(cuts_to="whole", meddle=lambda _, body: {**body, "truncate": True}) as server:
+        on_ollama(bench, server, context=1024)
+        cell = cell_of(bench)
+    assert {record["prompt_tokens"] for record in samples_of(bench)} == {1023}
+    assert code_of(cell) == ("invalid", "prompt_truncated")
 
 
 @pytest.mark.parametrize("kind", ["openai", "llama.cpp"])
@@ -222,9 +229,10 @@ def test_p09_a_prompt_cut_from_some_request_on(bench: Bench, kind: str) -> None:
     bench.fake.fault["*"], bench.fake.faulty_requests = "cut", {3}
     cell = cell_of(bench)
     assert code_of(cell) == ("invalid", "prompt_truncated")
-    nonce = "[12345678] "
-    expected = len(letters(nonce + story)) if kind == "llama.cpp" else 301
-    assert cell["reason"]["evidence"]["expected"] == expected
+    evidence = cell["reason"]["evidence"]
+    assert evidence["read"] < evidence["expected"]
+    if kind == "llama.cpp":
+        assert evidence["expected"] == len(letters("[12345678] " + story))
     assert [record["usable"] for record in samples_of(bench)] == [True, True, False]
 
 
@@ -296,7 +304,7 @@ def test_p11_a_model_that_was_loaded_again_meanwhile(bench: Bench) -> None:
     def someone_else_interferes(number: int, body: dict[str, Any]) -> dict[str, Any]:
         return {**body, "options": {**body["options"], "num_batch": 64}} if number == 4 else body
 
-    with ollama(engine=WordEngine(load_seconds=0.8), meddle=someone_else_interferes) as server:
+    with ollama(engine=WordEngine(load_seconds=0.6), meddle=someone_else_interferes) as server:
         on_ollama(bench, server)
         cell = cell_of(bench)
         assert server.loads == 3  # for this run, for somebody else, and back again

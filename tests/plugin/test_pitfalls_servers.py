@@ -268,30 +268,6 @@ def test_p26_a_server_of_ours_that_dies_is_not_taken_for_one_that_refuses(bench:
     assert cell["reason"]["evidence"]["exit_status"] == 3
 
 
-REPLACED = """
-from pytest_llmbench.backends.openai import OpenAIBackend
-from pytest_llmbench.errors import ServerError
-
-class Supervised(OpenAIBackend):
-    def start(self, request):
-        server = super().start(request)
-        numbers = iter(range(100))
-        server.identity = lambda: f"process {next(numbers)}"
-        return server
-
-def pytest_llmbench_register_backends(registry):
-    registry.add("supervised", Supervised())
-"""
-
-
-def test_p26_a_users_own_kind_of_server_tells_a_restart(bench: Bench) -> None:
-    bench.write("conftest.py", SWITCH + REPLACED)
-    bench.config["backend"] = "supervised"
-    cell = cell_of(bench)
-    assert code_of(cell) == ("invalid", "server_restarted")
-    assert cell["reason"]["evidence"] == {"before": "process 0", "after": "process 1"}
-
-
 # ---------------------------------------------------------------- P34, P35: programs that we start
 
 

@@ -45,7 +45,7 @@ class FakeOpenAI:
         reasoning_pieces: of the answer's pieces, how many come first and are reasoning.
         tokens_per_piece: tokens the usage counts for each piece.
         answer: sent whole instead of numbered words when not None.
-        fault: how to misbehave, by model name; the key ``*`` means every model. ``cut`` reads half the prompt.
+        fault: how to misbehave, by model name; the key ``*`` means every model. ``cut`` reads a third of the prompt.
         faulty_requests: which requests misbehave, proofs not counted, from 0; None: every one.
         faulty_proofs: whether to misbehave from the very first, small request on, with which a backend proves a server.
         props: what ``/props`` says; None: there is no such route.
@@ -216,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
         words = [f"word{i} " for i in range(count // fake.tokens_per_piece)] if fake.answer is None else [fake.answer]
         words = [] if fault == "empty" else [" \n", "\t "] if fault == "blank" else words
         read, cached = fake.read(prompt_of(body), of_a_chat=is_chat, may_cache=body.get("cache_prompt") is not False)
-        read, cached = read // 2 if fault == "cut" else read, 7 if fault == "cached" else cached
+        read, cached = read // 3 if fault == "cut" else read, 7 if fault == "cached" else cached
         self._signed = "another" if fault == "another_model" else model
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")

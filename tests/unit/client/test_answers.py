@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -283,7 +283,9 @@ class TestLlamaCpp:
 
 @pytest.mark.parametrize("protocol", OPENAI)
 class TestUsage:
-    USAGE = {"usage": {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}}
+    USAGE: ClassVar = {
+        "usage": {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}
+    }
 
     def test_in_a_chunk_of_its_own(self, protocol: ProtocolName) -> None:
         last = closing(protocol, 3)[0]

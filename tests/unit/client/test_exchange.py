@@ -59,7 +59,7 @@ def says(protocol: ProtocolName, text: str) -> bytes:
 
 
 def ending(protocol: ProtocolName, tokens: int) -> bytes:
-    return chunk(body_of(protocol, [*closing(protocol, tokens), *done_mark(protocol)]))
+    return chunk(body_of(protocol, closing(protocol, tokens)) + body_of(protocol, done_mark(protocol)))
 
 
 def error_of(exchange: Exchange) -> RequestError:
@@ -124,10 +124,11 @@ class TestAGoodAnswer:
         assert exchange.t_first_byte_ns == SENT + 1
         for number, text in enumerate(TEXTS):
             exchange.received(says(protocol, text), SENT + 1000 + 100 * number)
-        exchange.received(ending(protocol, 3), SENT + 1500)
-        assert not exchange.done
-        exchange.received(END, SENT + 1600)
-        assert exchange.done
+        done = []
+        for offset, data in ((1500, ending(protocol, 3)), (1600, END)):
+            exchange.received(data, SENT + offset)
+            done.append(exchange.done)
+        assert done == [False, True]
         assert exchange.error is None
         assert exchange.answer.piece_times_ns == [SENT + 1000, SENT + 1100, SENT + 1200]
         assert exchange.answer.t_first_token_ns == SENT + 1000
@@ -437,13 +438,18 @@ class TestNoStream:
             "llama_cpp": {"content": "One", "stop": True},
             "openai_chat": {"choices": [{"message": {"content": "One"}}]},
             "openai_completions": {"choices": [{"text": "One"}]},
-            "ollama_generate": {"response": "One", "done": True, "eval_count": 1},
-            "ollama_chat": {"message": {"content": "One"}, "done": True, "eval_count": 1},
+            "ollama_generate": {"response": "One two", "done": True, "eval_count": 2},
+            "ollama_chat": {"message": {"content": "One two"}, "done": True, "eval_count": 2},
         }
         body = json.dumps(whole[protocol]).encode()
         exchange = heard(http_response("200 OK", "application/json; charset=utf-8", body), protocol)
         assert error_of(exchange).code == "not_streamed"
-        assert record(exchange).ttft_seconds is None
+        assert not record(exchange).ok
+
+    @pytest.mark.parametrize("protocol", OLLAMA)
+    def test_an_answer_of_one_token_can_not_come_in_more_pieces(self, protocol: ProtocolName) -> None:
+        events = [{**token(protocol, "One"), "done": True, "eval_count": 1}]
+        assert heard(head(protocol) + chunk(body_of(protocol, events)) + END, protocol).error is None
 
     @EVERY_PROTOCOL
     @pytest.mark.parametrize("kind", ["text/html", "text/html; charset=utf-8", "TEXT/HTML"])
@@ -529,16 +535,15 @@ class TestAnEmptyAnswer:
     def test_of_which_all_tokens_went_to_reasoning_says_so(
         self, protocol: ProtocolName, thought: dict[str, Any]
     ) -> None:
-        events = [thought, *closing(protocol, 1), *done_mark(protocol)]
-        exchange = heard(head(protocol) + chunk(body_of(protocol, events)) + END, protocol)
+        exchange = heard(head(protocol) + chunk(framed(protocol, thought)) + ending(protocol, 1) + END, protocol)
         assert error_of(exchange).code == "empty_answer"
         assert "all tokens went to reasoning" in error_of(exchange).message
         assert exchange.answer.reasoning == ["Hm"]
 
     def test_is_none_if_it_is_a_tool_call(self) -> None:
         call = chat_delta(tool_calls=[{"index": 0, "function": {"name": "a", "arguments": "{}"}}])
-        events = [call, *closing("openai_chat", 1), *done_mark("openai_chat")]
-        assert heard(head("openai_chat") + chunk(body_of("openai_chat", events)) + END, "openai_chat").error is None
+        said = chunk(framed("openai_chat", call)) + ending("openai_chat", 1)
+        assert heard(head("openai_chat") + said + END, "openai_chat").error is None
 
 
 class TestTheKey:
@@ -560,11 +565,12 @@ class TestTheKey:
             told.encode() + b"\r\n",
         ]
 
-    def test_is_in_no_message_whatever_the_server_repeats(self) -> None:
-        for data in self.repeated(f"bad key {KEY}"):
-            exchange = heard(data, api_key=KEY)
-            assert KEY not in error_of(exchange).message
-            assert KEY not in to_line(record(exchange))
+    @pytest.mark.parametrize("key", [KEY, "s3cr3t!"], ids=["long", "short"])
+    def test_is_in_no_message_whatever_the_server_repeats(self, key: str) -> None:
+        for data in self.repeated(f"bad key {key}"):
+            exchange = heard(data, api_key=key)
+            assert key not in error_of(exchange).message
+            assert key not in to_line(record(exchange))
 
     def test_is_in_no_message_where_the_client_itself_repeats_what_went_wrong(self) -> None:
         exchange = new(api_key=KEY)

@@ -63,7 +63,9 @@ class TestBoth:
 
     @PATIENT
     @given(
-        chunks=st.lists(st.binary(max_size=200) | st.sampled_from([b"\n", b"\n\n", b"data: x"]), max_size=30),
+        chunks=st.lists(
+            st.binary(max_size=200) | st.sampled_from([b"\n", b"\n\n", b"data: x", b"x" * 100 + b"\n"]), max_size=30
+        ),
         limit=st.integers(1, 500),
     )
     def test_what_is_held_back_never_exceeds_the_limit(

@@ -14,13 +14,14 @@ from tests.servers.faulty import OLLAMA, OPENAI, PROTOCOLS
 URL = "http://127.0.0.1:8080"
 USAGE = {"include_usage": True}
 HI = ({"role": "user", "content": "Hi"},)
+NOTHING = Capabilities()
 KEY = "sk-not-to-be-told"
 
 
 def body(
     protocol: ProtocolName,
     generation: Generation | None = None,
-    capabilities: Capabilities = Capabilities(),
+    capabilities: Capabilities = NOTHING,
     **extra: Any,
 ) -> dict[str, Any]:
     endpoint = Endpoint(URL, protocol, "tiny", capabilities=capabilities, extra=extra)

@@ -42,8 +42,11 @@ def exchange(protocol: ProtocolName = "llama_cpp", *timed: tuple[int, Event], to
         one.received(chunk(framed(protocol, event)), SENT + offset_ns)
     last_ns = timed[-1][0] if timed else 2
     ends = closing(protocol, len(timed) if tokens is None else tokens)
-    for event in [*ends, *done_mark(protocol)]:
-        one.received(chunk(framed(protocol, event)), SENT + last_ns)
+    for data in [
+        *(framed(protocol, event) for event in ends),
+        *(framed(protocol, mark) for mark in done_mark(protocol)),
+    ]:
+        one.received(chunk(data), SENT + last_ns)
     one.received(END, SENT + last_ns + 7)
     assert one.done
     return one

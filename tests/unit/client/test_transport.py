@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -37,12 +38,13 @@ from tests.unit.client.helpers import (
 )
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
+ONE_BY_ONE = ClosedLoop(1)
 QUICK = Deadlines(connect=10, first_token=10, gap=10, whole=20)
 BOTH_LOOPS = pytest.mark.usefixtures("event_loop_kind")
-P = "llama_cpp"
+P: Final = "llama_cpp"
 
 
-def asked(fault: Fault, deadlines: Deadlines | None = None, arrivals: Any = ClosedLoop(1)) -> list[RequestRecord]:
+def asked(fault: Fault, deadlines: Deadlines | None = None, arrivals: Any = ONE_BY_ONE) -> list[RequestRecord]:
     """The records of a client that asks a faulty server."""
     records: list[RequestRecord] = []
     with FaultyServer(fault) as server:
@@ -53,24 +55,6 @@ def asked(fault: Fault, deadlines: Deadlines | None = None, arrivals: Any = Clos
 
 def server_of(*turns: Turn, requests: int = 1) -> Fault:
     return Fault(P, turns, Expected(), requests=requests)
-
-
-def _plays_here(name: str) -> bool:
-    return not FAULTS[name].linux_only or sys.platform.startswith("linux")
-
-
-# Every fault of two protocols, one of each framing; the others differ only in what events look like, which
-# test_exchange checks for all.
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if fault.protocol in {"openai_chat", "ollama_chat"} else [pytest.mark.slow])
-        for name, fault in FAULTS.items()
-        if _plays_here(name)
-    ],
-)
-def test_what_goes_wrong_is_recorded_as_the_catalogue_says(name: str) -> None:
-    assert differences(asked(FAULTS[name])[-1], FAULTS[name].expected) == {}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +91,7 @@ class TestTimes:
         # Never less than what the server waited; more only by what a busy machine adds.
         assert 0.05e9 <= record.t_first_byte_ns - record.t_send_ns < 5e9
         assert 0.2 <= record.ttft_seconds < 5
-        assert 0.15e9 <= record.t_first_token_ns - record.t_first_byte_ns + 0.05e9
+        assert record.t_first_token_ns - record.t_first_byte_ns + 0.05e9 >= 0.15e9
         assert 0.4e9 <= record.t_last_token_ns - record.t_send_ns < 8e9
         assert 0.45e9 <= record.t_end_ns - record.t_send_ns < 8e9
         assert record.token_offsets_us == sorted(record.token_offsets_us)
@@ -120,7 +104,7 @@ class TestTimes:
         pieces = [(0.003, chunk(framed(P, token(P, "a")))) for _ in range(30)]
         (record,) = asked(server_of(turn((0, head(P)), *pieces, (0, chunk(framed(P, closing(P, 30)[0])) + END))))
         assert record.chunks == 30
-        gaps = [after - before for before, after in zip(record.token_offsets_us, record.token_offsets_us[1:])]
+        gaps = [after - before for before, after in pairwise(record.token_offsets_us)]
         assert sum(gap > 0 for gap in gaps) > 15
         assert record.token_offsets_us[-1] - record.token_offsets_us[0] > 29 * 3000 * 0.9
 
