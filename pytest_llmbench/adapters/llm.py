@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,10 @@ from pytest_llmbench.core.thresholds import Limit, Verdict, judge, known_keys
 from pytest_llmbench.core.yaml_source import nearest
 from pytest_llmbench.errors import LlmbenchError, MeasurementInvalid, RequestError
 from pytest_llmbench.profiles.base import Measurement, ProfileContext
+
+# A connection is refused or broken some moments before the process behind it is gone.
+_DYING_SECONDS = 0.5
+_OF_THE_DYING = {"connection_refused", "connection_lost", "stream_truncated", "unreachable"}
 
 
 @dataclass
@@ -156,6 +161,7 @@ class LLM:
                 sink=self._file,
                 next_index=run.sent_requests,
                 on_failure=self._explain_failure,
+                context_size=self._server.info.context_size,
             )
         )
         self._refuse_a_restart(identity)
@@ -198,6 +204,10 @@ class LLM:
 
     def _explain_failure(self, error: RequestError) -> LlmbenchError:
         """A failed request, or the death of the server that explains it."""
+        ours = self._server.info.pid is not None
+        deadline = time.monotonic() + (_DYING_SECONDS if ours and error.code in _OF_THE_DYING else 0.0)
+        while self._server.alive and time.monotonic() < deadline:
+            time.sleep(0.02)
         if self._server.alive:
             return error
         return self._server.death()

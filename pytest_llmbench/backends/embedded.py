@@ -71,7 +71,7 @@ class EmbeddedBackend:
             get_json(endpoint, "/health")
             load_seconds = time.monotonic() - process.started_monotonic
             context_size = check_properties(spec, get_json(endpoint, "/props"))
-            prove_ours(process, endpoint)
+            endpoint = prove_ours(process, endpoint)
         except RequestError as exc:
             process.stop()
             raise ServerError("server_unhealthy", f"the server started, but does not answer: {exc.message}") from exc

@@ -49,14 +49,17 @@ class LlamaServer:
         self._process.stop()
 
 
-def prove_ours(process: ServerProcess, endpoint: Endpoint) -> None:
+def prove_ours(process: ServerProcess, endpoint: Endpoint) -> Endpoint:
     """One real answer from a server of ours; where it dies of that, its death is the story.
+
+    Returns:
+        The endpoint, with the name that signed the answer.
 
     Raises:
         ServerError: what :func:`~pytest_llmbench.backends.checks.prove` raises, or ``server_died``.
     """
     try:
-        prove(endpoint, endpoint.model)
+        return endpoint.replace(signed=prove(endpoint, endpoint.model).response_model)
     except ServerError as exc:
         if process.ends_within(0.5):
             raise process.died("server_died", "the server ended while it gave its first answer") from exc

@@ -69,7 +69,7 @@ class LlamaCppBackend:
         load_seconds = time.monotonic() - process.started_monotonic
         try:
             context_size = _check_it_is_ours(spec, endpoint)
-            prove_ours(process, endpoint)
+            endpoint = prove_ours(process, endpoint)
         except RequestError as exc:
             process.stop()
             raise ServerError("server_unhealthy", f"the server started, but does not answer: {exc.message}") from exc

@@ -175,7 +175,9 @@ def _prepare(session: _Session, request: StartRequest, name: str, base_url: str)
     load_seconds = control.load(name, extra, spec.max_load_seconds)
 
     endpoint = Endpoint(base_url, _protocol(spec, facts, name), name, api_key, CAPABILITIES, extra)
-    if was_reloaded(prove(endpoint, name).server_timings):
+    proof = prove(endpoint, name)
+    endpoint = endpoint.replace(signed=proof.response_model)
+    if was_reloaded(proof.server_timings):
         notes.append("the first request waited for the model as for a load; somebody else may be using this server")
 
     loaded = control.loaded()

@@ -51,8 +51,12 @@ class OpenAIServer:
         return self._process is None or self._process.alive
 
     def identity(self) -> str | None:
-        """Our process, or what the server says that is another thing after each of its starts, if it says any."""
-        return self._start_mark() if self._process is None else self._process.identity()
+        """Our process, and what the server says that is another thing after each of its starts, if it says any.
+
+        Both, because a command may be a supervisor that lives on when the server behind it is another.
+        """
+        process = self._process.identity() if self._process is not None else None
+        return " ".join(filter(None, (process, self._start_mark()))) or None
 
     def death(self) -> ServerError:
         """How our process died; somebody else's server is never known to be dead."""
@@ -134,7 +138,8 @@ def _connect(
     # Names with the same root are the same model; any of them may sign the answer.
     root = entry.get("root")
     same = [other for other in entries if other is entry or (root is not None and other.get("root") == root)]
-    prove(endpoint, spec.model_name, aliases=[name for other in same for name in names_of(other)])
+    proof = prove(endpoint, spec.model_name, aliases=[name for other in same for name in names_of(other)])
+    endpoint = endpoint.replace(signed=proof.response_model)
     info = ServerInfo(
         kind=spec.kind,
         version=traits.version,

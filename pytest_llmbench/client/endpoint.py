@@ -59,6 +59,7 @@ class Endpoint:
             length), else what the server has.
         model: the name requests carry.
         extra: fields every request carries, the same each time: a changed runner option would reload an Ollama model.
+        signed: the name with which the first answer was signed, when it was found to be the right model's.
     """
 
     base_url: str
@@ -67,6 +68,7 @@ class Endpoint:
     api_key: str | None = field(default=None, repr=False)
     capabilities: Capabilities = Capabilities()
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    signed: str | None = None
 
     @property
     def chat_protocol(self) -> ProtocolName:

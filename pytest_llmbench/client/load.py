@@ -177,8 +177,9 @@ class _Load:
         self._loop.call_later(max(0.0, (due_ns - clock_ns()) / 1e9), self._send_scheduled, exchange)
 
     def _send_scheduled(self, exchange: Exchange) -> None:
-        self._transport.start(exchange)
-        self._schedule_next()
+        if not self._over.done():
+            self._transport.start(exchange)
+            self._schedule_next()
 
     def _next_exchange(self) -> Exchange | None:
         if not self._prepared and not self._prepare():

@@ -30,6 +30,7 @@ _WORK_AT_ONCE = 8  # arrivals worked out before the sockets are looked at again
 _HURRY_ABOVE = 64  # arrivals that are not kept waiting for the tick
 _END_OF_BODY = b"0\r\n\r\n"  # of a chunked one
 _TICK_SECONDS = 0.02  # how often the loop's own lateness is sampled and deadlines are checked
+_CLOSING_SECONDS = 2.0
 _TIMER_GRAIN_NS = 1_000_000  # the loop's timers are whole milliseconds; no more than that is no lateness
 _Arrival: TypeAlias = bytes | Exception | None  # bytes, or how the connection ended: broken, or closed in order
 
@@ -100,11 +101,14 @@ class Transport:
         self._inbox: deque[tuple[_Wire, Exchange | None, _Arrival, int]] = deque()
         self._work_scheduled = False
         self._reuses = True
+        self._closed = False
         self._next_tick_ns = 0
         self._tick_timer: asyncio.TimerHandle | None = None
 
     def start(self, exchange: Exchange) -> None:
         """Send an exchange's request, on an idle connection where there is one."""
+        if self._closed:
+            return
         if exchange.done:  # it could not even be written down
             self._loop.call_soon(self._on_done, exchange)
             return
@@ -119,10 +123,11 @@ class Transport:
         exchange.connection_reused = False
         task = self._loop.create_task(self._connect(exchange))
         self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+        task.add_done_callback(self._connected)
 
     async def close(self) -> None:
-        """Close every connection, also those in use."""
+        """Close every connection, also those in use; nothing can be started any more."""
+        self._closed = True
         if self._tick_timer is not None:
             self._tick_timer.cancel()
         for task in list(self._connecting):
@@ -130,7 +135,8 @@ class Transport:
         for wire in [*self._busy, *self._idle]:
             wire.exchange = None
             wire.transport.abort()
-        await asyncio.gather(*self._connecting, return_exceptions=True)
+        if self._connecting:
+            await asyncio.wait(self._connecting, timeout=_CLOSING_SECONDS)
         await asyncio.sleep(0)  # lets the loop close what was aborted
 
     def client_was_late(self, lag_ns: int) -> None:
@@ -140,6 +146,11 @@ class Transport:
                 wire.exchange.client_was_late(lag_ns)
 
     # Connecting
+
+    def _connected(self, task: asyncio.Task[None]) -> None:
+        self._connecting.discard(task)
+        if not task.cancelled():
+            task.result()  # what a signal's handler raised in there is for the loop's exception handler
 
     async def _connect(self, exchange: Exchange) -> None:
         started_ns = clock_ns()
@@ -152,7 +163,10 @@ class Transport:
             exchange.fail(_connect_error(self._endpoint.base_url, exc), clock_ns())
         else:
             exchange.connect_seconds = (clock_ns() - started_ns) / 1e9
-            self._send(wire, exchange)
+            if wire.closed or wire.transport.is_closing():  # again, before this task was told that it is open
+                self._lost(wire, exchange, None, clock_ns())
+            else:
+                self._send(wire, exchange)
             return
         self._on_done(exchange)
 
@@ -197,8 +211,11 @@ class Transport:
         inbox = self._inbox
         for _ in range(min(_WORK_AT_ONCE, len(inbox))):
             wire, exchange, what, t_ns = inbox.popleft()
-            if exchange is None or exchange.done:
-                self._drop(wire)  # it closed an idle connection, or says what nobody asked for
+            if exchange is None or exchange.done:  # the server closed an idle connection, or says what nobody asked for
+                if wire.exchange is None:
+                    self._drop(wire)
+                else:  # and somebody has just begun to use it
+                    self._lost(wire, wire.exchange, None, t_ns)
             elif isinstance(what, bytes):
                 if exchange.received(what, t_ns):
                     self._end(wire, exchange)

@@ -89,6 +89,7 @@ class ProfileContext:
     Attributes:
         nodeid: labels the request records.
         next_index: the number of the next request of this cell.
+        context_size: tokens that the server's context holds, None where it does not tell.
         data_dirs: where data files are looked for, the first that has one wins.
     """
 
@@ -100,6 +101,7 @@ class ProfileContext:
     sink: RequestSink
     on_failure: FailedRequest
     next_index: int = 0
+    context_size: int | None = None
 
     def read_data(self, name: str) -> str:
         """The text of a data file. Raises FileNotFoundError when no folder has it."""

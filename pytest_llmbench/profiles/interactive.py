@@ -73,7 +73,10 @@ class InteractiveProfile:
         story = context.read_data(PROMPT_FILE)
         tokens = context.settings.output_tokens
         warmup = context.request(_continuation(nonce() + story, min(WARMUP_TOKENS, tokens)), "warmup")
-        context.file(warmup)
+        refusal = _another_model(warmup, context.endpoint.signed)
+        context.file(warmup, usable=refusal is None)
+        if refusal is not None:
+            raise refusal
         samples, stop_reason = self._sample(context, story, tokens, warmup)
         measurement = _summarise(samples)
         if has_trend(samples.headline):
@@ -94,7 +97,7 @@ class InteractiveProfile:
             prompt = nonce() + story
             length = context.prompt_tokens(prompt)
             record = context.request(_continuation(prompt, tokens), "sample")
-            refusal = _why_nothing_counts(record, length, warmup)
+            refusal = _why_nothing_counts(record, length, warmup, context.context_size)
             doubt = _why_not_a_sample(record, tokens, warmup) if refusal is None else refusal.code
             context.file(record, usable=doubt is None)
             if refusal is not None:
@@ -126,7 +129,7 @@ def _continuation(prompt: str, tokens: int) -> Generation:
 
 
 def _why_nothing_counts(
-    record: RequestRecord, length: PromptTokens, warmup: RequestRecord
+    record: RequestRecord, length: PromptTokens, warmup: RequestRecord, context_size: int | None
 ) -> MeasurementInvalid | None:
     """What makes not only this request worthless, but all that this server would answer."""
     if length.contradicts(record):
@@ -136,14 +139,26 @@ def _why_nothing_counts(
             f"{'' if length.exact else 'at least '}{length.expected}: it cuts prompts; give it a larger context",
             {"read": record.prompt_tokens, "expected": length.expected},
         )
-    if record.response_model != warmup.response_model:
+    used = (record.prompt_tokens or 0) + (record.output_tokens or 0)
+    if context_size is not None and used > context_size:
         return MeasurementInvalid(
-            "another_model_answered",
-            f"{record.response_model!r} answered, where {warmup.response_model!r} did at first: something switches "
-            "models on this server; let nobody else use it",
-            {"answered": record.response_model, "before": warmup.response_model},
+            "prompt_truncated",
+            f"prompt and answer have {used} tokens together and the context holds {context_size}: the server cut the "
+            "prompt, or forgot its beginning; give it a larger context",
+            {"read": record.prompt_tokens, "answered": record.output_tokens, "context_size": context_size},
         )
-    return None
+    return _another_model(record, warmup.response_model)
+
+
+def _another_model(record: RequestRecord, before: str | None) -> MeasurementInvalid | None:
+    if before is None or record.response_model == before:
+        return None
+    return MeasurementInvalid(
+        "another_model_answered",
+        f"{record.response_model!r} answered, where {before!r} did at first: something switches models on this "
+        "server; let nobody else use it",
+        {"answered": record.response_model, "before": before},
+    )
 
 
 def _why_not_a_sample(record: RequestRecord, tokens: int, warmup: RequestRecord) -> str | None:
