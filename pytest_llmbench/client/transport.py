@@ -55,6 +55,7 @@ class _Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
+        self._owner.opened(self)
         self.transport.set_write_buffer_limits(0)  # else uvloop writes at the end of its iteration, not at once
 
     def data_received(self, data: bytes) -> None:
@@ -62,6 +63,7 @@ class _Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        self._owner.lost(self)
         self._owner.arrived(self, exc, clock_ns())
 
     def send(self, exchange: Exchange) -> None:
@@ -96,6 +98,9 @@ class Transport:
         self._tls = ssl.create_default_context() if address.scheme == "https" else None
         self._addresses: list[tuple[int, str]] | None = None
         self._connecting: set[asyncio.Task[None]] = set()
+        self._open_wires: set[_Wire] = (
+            set()
+        )  # also those whose task was cancelled before it was told that they are open
         self._busy: set[_Wire] = set()
         self._idle: list[_Wire] = []
         self._inbox: deque[tuple[_Wire, Exchange | None, _Arrival, int]] = deque()
@@ -132,12 +137,21 @@ class Transport:
             self._tick_timer.cancel()
         for task in list(self._connecting):
             task.cancel()
-        for wire in [*self._busy, *self._idle]:
-            wire.exchange = None
-            wire.transport.abort()
         if self._connecting:
             await asyncio.wait(self._connecting, timeout=_CLOSING_SECONDS)
-        await asyncio.sleep(0)  # lets the loop close what was aborted
+        for wire in self._open_wires:
+            wire.transport.abort()
+        deadline_ns = clock_ns() + int(_CLOSING_SECONDS * 1e9)
+        while self._open_wires and clock_ns() < deadline_ns:  # uvloop can not close a loop that something is open on
+            await asyncio.sleep(0.001)
+
+    def opened(self, wire: _Wire) -> None:
+        """A connection is open."""
+        self._open_wires.add(wire)
+
+    def lost(self, wire: _Wire) -> None:
+        """A connection is gone."""
+        self._open_wires.discard(wire)
 
     def client_was_late(self, lag_ns: int) -> None:
         """Tell the exchanges under way that their bytes may have waited so long for this process."""
@@ -197,6 +211,8 @@ class Transport:
 
     def arrived(self, wire: _Wire, what: _Arrival, t_ns: int) -> None:
         """Put aside what came, to be worked out when the sockets have been read."""
+        if self._closed:
+            return
         self._inbox.append((wire, wire.exchange, what, t_ns))
         if not isinstance(what, bytes) or what.endswith(_END_OF_BODY) or len(self._inbox) > _HURRY_ABOVE:
             self._work_soon()
@@ -208,9 +224,14 @@ class Transport:
 
     def _work(self) -> None:
         """Work out a few arrivals, then let the loop look at the sockets."""
-        inbox = self._inbox
-        for _ in range(min(_WORK_AT_ONCE, len(inbox))):
-            wire, exchange, what, t_ns = inbox.popleft()
+        self._work_scheduled = False
+        self._work_off(_WORK_AT_ONCE)
+        if self._inbox:
+            self._work_soon()
+
+    def _work_off(self, at_most: int) -> None:
+        for _ in range(min(at_most, len(self._inbox))):
+            wire, exchange, what, t_ns = self._inbox.popleft()
             if exchange is None or exchange.done:  # the server closed an idle connection, or says what nobody asked for
                 if wire.exchange is None:
                     self._drop(wire)
@@ -221,9 +242,6 @@ class Transport:
                     self._end(wire, exchange)
             else:
                 self._lost(wire, exchange, what, t_ns)
-        self._work_scheduled = False
-        if inbox:
-            self._work_soon()
 
     def _lost(self, wire: _Wire, exchange: Exchange, error: Exception | None, t_ns: int) -> None:
         self._drop(wire)
@@ -265,14 +283,17 @@ class Transport:
         lag_ns = now_ns - self._next_tick_ns - _TIMER_GRAIN_NS
         if lag_ns > 0:
             self.client_was_late(lag_ns)
+        late = [wire for wire in self._busy if wire.exchange is not None and now_ns >= wire.exchange.deadline_ns]
+        if late:
+            self._work_off(len(self._inbox))  # what has arrived may be what is waited for
+        for wire in late:
+            exchange = wire.exchange
+            if exchange is not None and now_ns >= exchange.deadline_ns:
+                exchange.time_out(now_ns)
+                self._end(wire, exchange)
         if self._inbox:
-            self._work_soon()  # and what has arrived may be what is waited for
+            self._work_soon()
         else:
-            for wire in list(self._busy):
-                exchange = wire.exchange
-                if exchange is not None and now_ns >= exchange.deadline_ns:
-                    exchange.time_out(now_ns)
-                    self._end(wire, exchange)
             self._on_quiet()
         self._tick_timer = None
         if self._busy or self._connecting:
