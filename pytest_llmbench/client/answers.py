@@ -80,18 +80,22 @@ class Answer:
             if self.t_first_reasoning_ns is None:
                 self.t_first_reasoning_ns = t_ns
 
-    def add_tool_calls(self, calls: Any, t_ns: int) -> None:
-        """Note pieces of tool calls. A call is the answer, so its first piece is the answer's first token."""
+    def add_tool_calls(self, calls: Any, t_ns: int, *, whole: bool = False) -> None:
+        """Note pieces of tool calls. A call is the answer, so its first piece is the answer's first token.
+
+        Args:
+            whole: each is a call of its own (Ollama's), not a piece of the one at its index.
+        """
         for position, call in enumerate(calls if isinstance(calls, list) else ()):
             function = call.get("function") if isinstance(call, dict) else None
             if not isinstance(function, dict):
                 continue
-            index = _count(call.get("index"), position) or 0
+            index = len(self.tool_calls) if whole else _count(call.get("index"), position) or 0
             known = self.tool_calls.setdefault(index, {"name": "", "arguments": ""})
             for part in ("name", "arguments"):
                 value = function.get(part)
-                if isinstance(value, dict):  # Ollama sends arguments whole, as an object
-                    value = json.dumps(value)
+                if isinstance(value, dict):  # Ollama sends arguments as an object
+                    value = _to_json(value)
                 known[part] += value if isinstance(value, str) else ""
             self.piece_times_ns.append(t_ns)
             if self.t_first_token_ns is None:
@@ -218,7 +222,7 @@ class OllamaStream:
         if isinstance(message, dict):
             answer.add_reasoning(message.get("thinking"), t_ns)
             answer.add_text(message.get("content"), t_ns)
-            answer.add_tool_calls(message.get("tool_calls"), t_ns)
+            answer.add_tool_calls(message.get("tool_calls"), t_ns, whole=True)
         else:
             answer.add_reasoning(event.get("thinking"), t_ns)
             answer.add_text(event.get("response"), t_ns)
@@ -242,6 +246,13 @@ ANSWER_PARSERS: dict[ProtocolName, Callable[[], AnswerParser]] = {
     "ollama_generate": OllamaStream,
     "ollama_chat": OllamaStream,
 }
+
+
+def _to_json(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except RecursionError as exc:
+        raise RequestError("bad_response", "a tool call's arguments are nested absurdly deep") from exc
 
 
 def _count(value: Any, default: int | None) -> int | None:

@@ -215,9 +215,10 @@ class Exchange:
 
 def _without_key(message: str, key: str | None) -> str:
     """The message with the key taken out, also the beginning of one where a long text was cut off."""
-    for length in range(len(key or ""), _TELLING_KEY_CHARACTERS - 1, -1):
-        if key and key[:length] in message:
-            message = message.replace(key[:length], "[the key]")
+    if not key:
+        return message
+    for length in range(len(key), min(len(key), _TELLING_KEY_CHARACTERS) - 1, -1):
+        message = message.replace(key[:length], "[the key]")
     return message
 
 

@@ -121,7 +121,8 @@ def run_load(
     started_ns = clock_ns()
     with _short_collections():
         _run_on_a_loop_of_its_own(load.run(on_record))
-    return LoadSummary(load.sent, load.failed, (load.ended_ns - started_ns) / 1e9, load.longest_lag_ns / 1e6)
+    duration_seconds = max(0, load.ended_ns - started_ns) / 1e9
+    return LoadSummary(load.sent, load.failed, duration_seconds, load.longest_lag_ns / 1e6)
 
 
 class _Load:

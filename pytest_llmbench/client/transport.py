@@ -173,7 +173,7 @@ class Transport:
         except (TimeoutError, asyncio.TimeoutError):
             message = f"{self._endpoint.base_url}: no connection within {self._deadlines.connect:g} s; "
             exchange.fail(RequestError("connect_timeout", message + "is the host reachable?"), clock_ns())
-        except OSError as exc:
+        except (OSError, UnicodeError) as exc:  # the latter of a name that can be no host's
             exchange.fail(_connect_error(self._endpoint.base_url, exc), clock_ns())
         else:
             exchange.connect_seconds = (clock_ns() - started_ns) / 1e9
@@ -300,9 +300,9 @@ class Transport:
             self._plan_tick()
 
 
-def _connect_error(base_url: str, error: OSError) -> RequestError:
+def _connect_error(base_url: str, error: OSError | UnicodeError) -> RequestError:
     if isinstance(error, ssl.SSLError | ssl.CertificateError):
         return RequestError("tls_failed", f"{base_url}: TLS failed: {error.reason or error}; check the scheme")
     if isinstance(error, ConnectionRefusedError):
         return RequestError("connection_refused", f"{base_url}: nothing listens there; start the server")
-    return RequestError("unreachable", f"{base_url}: can not be reached: {error.strerror or error}")
+    return RequestError("unreachable", f"{base_url}: can not be reached: {getattr(error, 'strerror', None) or error}")
