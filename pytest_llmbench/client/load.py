@@ -26,6 +26,7 @@ from pytest_llmbench.core.records import RequestRecord
 
 _RECORDS_WAITING = 8  # beside two per stream; more would be memory for nothing
 _CHORES_NS = 300_000
+_SETTLING_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,10 +264,20 @@ def _drive(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
     try:
         loop.run_until_complete(task)
     finally:
-        task.cancel()  # a signal's handler may have raised out of the loop
-        with suppress(asyncio.CancelledError):
-            loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+        _settle(loop)
         loop.close()
+
+
+def _settle(loop: asyncio.AbstractEventLoop) -> None:
+    """End what is left of tasks: a signal's handler may have raised out of the loop, in the midst of any of them."""
+    for _ in range(_SETTLING_ROUNDS):
+        left = asyncio.all_tasks(loop)
+        if not left:
+            return
+        for task in left:
+            task.cancel()
+        with suppress(BaseException):  # what such a task raises, the loop raises again; the first is on its way
+            loop.run_until_complete(asyncio.wait(left))
 
 
 def _send_times(arrivals: Arrivals) -> Iterator[float]:
