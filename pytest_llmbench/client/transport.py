@@ -77,7 +77,7 @@ class Transport:
 
     Args:
         on_done: called with each exchange when it is done.
-        on_quiet: called now and then when nothing waits to be worked out.
+        on_quiet: called at most once a tick, when nothing waits to be worked out.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Transport:
         self._inbox: deque[tuple[_Wire, Exchange | None, _Arrival, int]] = deque()
         self._work_scheduled = False
         self._reuses = True
-        self._closed = False
+        self._closed = self._chores_due = False
         self._next_tick_ns = 0
         self._tick_timer: asyncio.TimerHandle | None = None
 
@@ -190,7 +190,7 @@ class Transport:
             found = await self._loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
             found.sort(key=lambda info: info[0] != socket.AF_INET)
             self._addresses = list(dict.fromkeys((info[0], str(info[4][0])) for info in found))
-        error: OSError = OSError("no address")
+        first_error: OSError | None = None
         for family, address in self._addresses:
             options: dict[str, Any] = {"ssl": self._tls, "server_hostname": self._host} if self._tls else {}
             try:
@@ -198,10 +198,10 @@ class Transport:
                     lambda: _Wire(self), address, self._port, family=family, **options
                 )
             except OSError as exc:
-                error = exc
+                first_error = first_error or exc  # that of the preferred address says most
             else:
                 return wire
-        raise error
+        raise first_error or OSError("no address")
 
     # Carrying
 
@@ -228,6 +228,9 @@ class Transport:
         self._work_off(_WORK_AT_ONCE)
         if self._inbox:
             self._work_soon()
+        elif self._chores_due:
+            self._chores_due = False
+            self._on_quiet()
 
     def _work_off(self, at_most: int) -> None:
         for _ in range(min(at_most, len(self._inbox))):
@@ -291,10 +294,8 @@ class Transport:
             if exchange is not None and now_ns >= exchange.deadline_ns:
                 exchange.time_out(now_ns)
                 self._end(wire, exchange)
-        if self._inbox:
-            self._work_soon()
-        else:
-            self._on_quiet()
+        self._chores_due = True
+        self._work_soon()
         self._tick_timer = None
         if self._busy or self._connecting:
             self._plan_tick()

@@ -119,8 +119,11 @@ OLLAMA: dict[str, Answer] = {
     "/api/tags": as_json({"models": [{"name": "tiny:latest", "model": "tiny:latest"}]}),
     "/api/show": as_json({"details": {}, "model_info": {}, "capabilities": ["completion"]}),
     "/api/ps": as_json({"models": []}),
-    "/api/generate": as_json(
-        {"model": "tiny", "response": "four", "done": True, "done_reason": "length", "eval_count": 8}
+    "/api/generate": (
+        200,
+        json.dumps({"model": "tiny", "response": "four"}).encode()
+        + b"\n"
+        + as_json({"model": "tiny", "done": True, "done_reason": "length", "eval_count": 8})[1],
     ),
 }
 
