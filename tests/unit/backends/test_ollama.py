@@ -85,8 +85,10 @@ def answering(answers: Mapping[str, Answer]) -> Iterator[tuple[str, list[tuple[s
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             seen.append((self.path, dict(self.headers)))
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             status, body = answers.get(self.path, (404, b"<html>nothing here</html>"))
+            if b'"prompt": "' in asked and status == 200 and b'"response"' in body:
+                body = b'{"response": "It is "}\n' + body  # a prompt is answered as a stream
             self.send_response(status)
             self.send_header(
                 "Content-Type", "application/x-ndjson" if self.path == "/api/generate" else "application/json"
@@ -119,11 +121,8 @@ OLLAMA: dict[str, Answer] = {
     "/api/tags": as_json({"models": [{"name": "tiny:latest", "model": "tiny:latest"}]}),
     "/api/show": as_json({"details": {}, "model_info": {}, "capabilities": ["completion"]}),
     "/api/ps": as_json({"models": []}),
-    "/api/generate": (
-        200,
-        json.dumps({"model": "tiny", "response": "four"}).encode()
-        + b"\n"
-        + as_json({"model": "tiny", "done": True, "done_reason": "length", "eval_count": 8})[1],
+    "/api/generate": as_json(
+        {"model": "tiny", "response": "four", "done": True, "done_reason": "length", "eval_count": 8}
     ),
 }
 
