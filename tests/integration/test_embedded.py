@@ -92,12 +92,12 @@ def test_one_start_serves_all_cells_of_a_server_key(suite: EmbeddedSuite) -> Non
     suite.config["variants"] = [
         {"id": "one"},
         {"id": "strict", "thresholds": {"interactive": {"min_tokens_per_sec": 3}}},
-        {"id": "small", "ctx_size": 256},
+        {"id": "large", "ctx_size": 768},
     ]
     assert suite.run() == 0, suite.output
     pids = {c["variant"]: c["server"]["pid"] for c in suite.cells()}
-    assert pids["one"] == pids["strict"] != pids["small"]
-    assert [c["server"]["context_size"] for c in suite.cells()] == [512, 512, 256]
+    assert pids["one"] == pids["strict"] != pids["large"]
+    assert [c["server"]["context_size"] for c in suite.cells()] == [512, 512, 768]
 
 
 def test_half_a_model_file_is_an_error_with_the_logs_tail_and_not_tried_again(suite: EmbeddedSuite) -> None:
