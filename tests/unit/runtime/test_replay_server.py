@@ -21,7 +21,8 @@ import psutil
 import pytest
 
 from pytest_llmbench.runtime.replay import ReplayServer, TrueTimes
-from pytest_llmbench.runtime.replay_server import WORDS, Memory, Timing, Truth, clock_name
+from pytest_llmbench.runtime.replay_dialects import WORDS, Truth
+from pytest_llmbench.runtime.replay_server import Memory, Timing, clock_name
 
 TTFT_MS, GAP_MS = 20.0, 4.0
 SAYING = [WORDS[index % len(WORDS)] for index in range(12)]
