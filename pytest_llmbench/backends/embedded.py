@@ -15,13 +15,14 @@ from pytest_llmbench.backends.llama_common import (
     check_properties,
     clamp_gpu_layers,
     prove_ours,
+    stopped_on_failure,
     without_gpu,
 )
 from pytest_llmbench.client.control import get_json
 from pytest_llmbench.client.endpoint import LLAMA_CPP, Endpoint
 from pytest_llmbench.core.gguf import check_quantization
 from pytest_llmbench.core.records import ServerInfo
-from pytest_llmbench.errors import RequestError, ServerError
+from pytest_llmbench.errors import ServerError
 from pytest_llmbench.runtime.host import page_cache_percent, usable_cores
 from pytest_llmbench.runtime.process import ReportingProcess, python_module
 
@@ -59,7 +60,7 @@ class EmbeddedBackend:
         }
         command = python_module("pytest_llmbench.backends.embedded_child")
         process = ReportingProcess(command, instructions, request.log_stem)
-        try:
+        with stopped_on_failure(process):
             report = process.wait_ready(spec.max_load_seconds)
             endpoint = Endpoint(
                 base_url=report["url"],
@@ -72,12 +73,6 @@ class EmbeddedBackend:
             load_seconds = time.monotonic() - process.started_monotonic
             context_size = check_properties(spec, get_json(endpoint, "/props"))
             endpoint = prove_ours(process, endpoint)
-        except RequestError as exc:
-            process.stop()
-            raise ServerError("server_unhealthy", f"the server started, but does not answer: {exc.message}") from exc
-        except BaseException:
-            process.stop()
-            raise
         info = ServerInfo(
             kind=spec.kind,
             version=f"xllamacpp {report['version']}",

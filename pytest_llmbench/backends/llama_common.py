@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from pytest_llmbench.backends.base import check_context
@@ -10,7 +12,7 @@ from pytest_llmbench.client.endpoint import Endpoint
 from pytest_llmbench.core.cell import ServerSpec
 from pytest_llmbench.core.gguf import GgufHeader
 from pytest_llmbench.core.records import ServerInfo
-from pytest_llmbench.errors import ServerError
+from pytest_llmbench.errors import RequestError, ServerError
 from pytest_llmbench.runtime.process import ServerProcess
 
 
@@ -47,6 +49,23 @@ class LlamaServer:
     def stop(self) -> None:
         """End the process, verified."""
         self._process.stop()
+
+
+@contextmanager
+def stopped_on_failure(process: ServerProcess) -> Generator[None, None, None]:
+    """End a server that turns out not to be what was asked for.
+
+    Raises:
+        ServerError: ``server_unhealthy`` where it does not answer; what else went wrong is passed on.
+    """
+    try:
+        yield
+    except RequestError as exc:
+        process.stop()
+        raise ServerError("server_unhealthy", f"the server started, but does not answer: {exc.message}") from exc
+    except BaseException:
+        process.stop()
+        raise
 
 
 def prove_ours(process: ServerProcess, endpoint: Endpoint) -> Endpoint:

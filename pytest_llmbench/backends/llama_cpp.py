@@ -18,6 +18,7 @@ from pytest_llmbench.backends.llama_common import (
     check_properties,
     clamp_gpu_layers,
     prove_ours,
+    stopped_on_failure,
     without_gpu,
 )
 from pytest_llmbench.client.control import get_json
@@ -67,15 +68,9 @@ class LlamaCppBackend:
         except _PortTaken:  # between our choice of a port and the server's use of it
             process, endpoint = _launch(request, binary, [*arguments, *spec.extra_args], environment, last_try=True)
         load_seconds = time.monotonic() - process.started_monotonic
-        try:
+        with stopped_on_failure(process):
             context_size = _check_it_is_ours(spec, endpoint)
             endpoint = prove_ours(process, endpoint)
-        except RequestError as exc:
-            process.stop()
-            raise ServerError("server_unhealthy", f"the server started, but does not answer: {exc.message}") from exc
-        except BaseException:
-            process.stop()
-            raise
         flags, doubts = without_gpu(gpu_layers, has_gpu=not process.logged(_NO_GPU))
         info = ServerInfo(
             kind=spec.kind,
