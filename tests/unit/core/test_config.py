@@ -20,7 +20,7 @@ CONFIG_KEYS = (
     "backend, embedded, limits, llama_cpp, logging, measurement, model_dir, ollama, openai, output, profiles, "
     "resume_from, settings, test_mode, thresholds, variants"
 )
-MODEL_KEYS = "base_filename, files, name, repo, served, size, source, thresholds"
+MODEL_KEYS = "base_filename, files, name, repo, revision, served, size, source, thresholds"
 
 
 def _config(text: str) -> Config:
@@ -570,7 +570,7 @@ def test_keys_without_effect_yet_are_named_where_they_are_written() -> None:
         "variants[1].parallel",
     ]
     models = _models("models: [{name: m, size: 1B, repo: a/b, files: {Q4_0: x}, source: {Q4_0: {url: 'http://h/x'}}}]")
-    assert list(keys_not_used_yet(models)) == ["models[0].repo", "models[0].source.Q4_0.url"]
+    assert list(keys_not_used_yet(models)) == []
 
 
 def test_defaults_are_never_announced_as_without_effect() -> None:

