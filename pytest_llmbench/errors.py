@@ -8,6 +8,7 @@
     └── CellError                   this cell could not be measured (record status ``error``)
         ├── ModelError              model file: unknown source, download, checksum, disk space
         │   └── ModelNotDownloaded  absent and downloads are switched off (record status ``skipped``)
+        ├── DoesNotFit              predicted to need more memory than there is (record status ``skipped``)
         ├── ServerError             server: will not start, died, serves something else than asked
         ├── RequestError            one request: refused, timed out, broken stream, empty answer
         └── MeasurementInvalid      measured, but the numbers can not be trusted (record status ``invalid``)
@@ -67,6 +68,12 @@ class ModelError(CellError):
 
 class ModelNotDownloaded(ModelError):
     """The model is absent and downloading is switched off."""
+
+    status = "skipped"
+
+
+class DoesNotFit(CellError):
+    """The server would need more memory than it may use, so it is not even tried."""
 
     status = "skipped"
 

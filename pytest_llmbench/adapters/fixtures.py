@@ -12,13 +12,14 @@ from filelock import BaseFileLock, Timeout
 
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.llm import LLM, CellRun
+from pytest_llmbench.adapters.memory import check_before_download, check_before_load, observe, watch
 from pytest_llmbench.adapters.progress import shown_progress, tell
 from pytest_llmbench.adapters.setup import SUITE_KEY, Suite
 from pytest_llmbench.backends.base import RunningServer, StartRequest
 from pytest_llmbench.calibration import quick_calibration
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import Reason
-from pytest_llmbench.errors import CellError, ModelNotDownloaded
+from pytest_llmbench.errors import CellError, DoesNotFit, ModelNotDownloaded
 from pytest_llmbench.runtime import host
 
 logger = logging.getLogger(__name__)
@@ -42,10 +43,13 @@ def server(request: pytest.FixtureRequest, cell: Cell) -> Iterator[RunningServer
     with _device(request.config):
         try:
             run.server = _provide(suite, cell, run, request.config)
-        except ModelNotDownloaded as exc:
+        except (ModelNotDownloaded, DoesNotFit) as exc:
             run.skip_reason = Reason(code=exc.code, message=exc.message, evidence=exc.evidence)
             pytest.skip(exc.message)
-        yield run.server
+        try:
+            yield run.server
+        finally:
+            observe(run)
 
 
 @pytest.fixture
@@ -58,10 +62,14 @@ def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> R
     spec, combination = suite.spec(cell), suite.matrix.of(cell)
     backend = suite.backends[spec.kind]
     _calibrate_once(suite)
+    if not suite.pool.holds(spec):
+        suite.pool.release()  # what it takes is not free until it is gone
     with shown_progress(config) as progress:
         model_path: Path | None = None
         if spec.model_file is not None:
+            check_before_download(suite, cell, run)
             model_path, run.model_file = suite.store.fetch(combination.model, cell.quantization, progress)
+            check_before_load(suite, cell, run)
         request = StartRequest(
             spec,
             model_path,
@@ -71,7 +79,9 @@ def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> R
             may_download=suite.store.may_download,
             progress=progress.step,
         )
-        return suite.pool.lease(spec, lambda: backend.start(request))
+        running = suite.pool.lease(spec, lambda: backend.start(request))
+    watch(run, running)
+    return running
 
 
 def _calibrate_once(suite: Suite) -> None:

@@ -15,11 +15,12 @@ from pytest_llmbench.client.generation import Generation
 from pytest_llmbench.client.load import send
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.ratings import interpret, rate
-from pytest_llmbench.core.records import ModelFile, Rating, Reason, RequestRecord
+from pytest_llmbench.core.records import MemoryRecord, ModelFile, Rating, Reason, RequestRecord
 from pytest_llmbench.core.thresholds import Limit, Verdict, judge, known_keys
 from pytest_llmbench.core.yaml_source import nearest
 from pytest_llmbench.errors import LlmbenchError, MeasurementInvalid, RequestError
 from pytest_llmbench.profiles.base import Measurement, ProfileContext
+from pytest_llmbench.telemetry.process import MemoryWatch
 
 # A connection is refused or broken some moments before the process behind it is gone.
 _DYING_SECONDS = 0.5
@@ -42,6 +43,8 @@ class CellRun:
     rating: Rating | None = None
     interpretation: str | None = None
     skip_reason: Reason | None = None
+    memory: MemoryRecord | None = None
+    memory_watch: MemoryWatch | None = None
     sent_requests: int = 0
     answered_requests: int = 0
 

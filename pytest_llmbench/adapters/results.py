@@ -10,6 +10,7 @@ import pytest
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.fixtures import RUN_KEY
 from pytest_llmbench.adapters.llm import CellRun
+from pytest_llmbench.adapters.memory import note_tested, observe
 from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import CellRecord, Reason, ServerInfo, Status, to_line
@@ -52,6 +53,8 @@ def annotate(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Test
     report.user_properties = list(item.user_properties)
     if hasattr(item.config, "workerinput"):
         suite.folder.note_running(None)
+    if run.measurement is not None and run.model_file is not None:
+        note_tested(suite, run)
 
 
 def _record(
@@ -59,6 +62,7 @@ def _record(
 ) -> CellRecord:
     status, reason = _status(run, report, error)
     measurement, verdict = run.measurement, run.verdict
+    observe(run)
     record = blank_record(suite, run.cell, item.nodeid, status, reason)
     return record.model_copy(
         update={
@@ -72,6 +76,7 @@ def _record(
             "answered_requests": run.answered_requests,
             "server": run.server.info if run.server else record.server,
             "model_file": run.model_file,
+            "memory": run.memory,
             "started_at": run.started_at,
             "duration_seconds": time.monotonic() - run.started_monotonic,
         }

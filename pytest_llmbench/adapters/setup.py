@@ -33,6 +33,8 @@ from pytest_llmbench.core.yaml_source import YamlDocument, load_yaml, nearest
 from pytest_llmbench.errors import ConfigError
 from pytest_llmbench.reports import WRITERS
 from pytest_llmbench.runtime import host
+from pytest_llmbench.runtime.history import History
+from pytest_llmbench.runtime.memory_check import MemoryCheck
 from pytest_llmbench.runtime.models import ModelStore
 from pytest_llmbench.runtime.pool import ServerPool
 from pytest_llmbench.runtime.run_folder import RunFolder, new_run_id
@@ -67,6 +69,17 @@ class Suite:
     def host(self) -> str:
         """This machine's fingerprint."""
         return host.fingerprint(self.hardware)
+
+    @functools.cached_property
+    def history(self) -> History:
+        """What earlier runs on this host left in the same output folder."""
+        return History(self.folder.output_dir, self.host, without=self.folder.run_id)
+
+    @functools.cached_property
+    def memory_check(self) -> MemoryCheck:
+        """Whether a server would fit."""
+        limit_gb = self.config.limits.max_memory_gb
+        return MemoryCheck(int(limit_gb * 1e9) if limit_gb is not None else None, lambda: self.history.observations)
 
     def spec(self, cell: Cell) -> ServerSpec:
         """The server a cell needs, with a context for what the profile does."""

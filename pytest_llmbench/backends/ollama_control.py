@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pytest_llmbench.core.gguf import shard_names
 from pytest_llmbench.errors import Primitive, ServerError
 from pytest_llmbench.runtime.models import sha256_of
 
@@ -25,7 +26,6 @@ _QUICK_SECONDS = 10.0
 # Between two lines of progress: the server hashes a whole model without a word, the registry may be slow.
 _PATIENCE_SECONDS = 600.0
 _POLL_SECONDS = 0.1
-_SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 _BLOB = re.compile(r"^FROM (.*\bsha256[-:]([0-9a-f]{64}))\s*$", re.MULTILINE)
 
 
@@ -332,8 +332,4 @@ def _whole(value: object) -> int | None:
 
 def _parts(path: Path) -> list[Path]:
     """All shards of a split GGUF file, or the one file."""
-    match = _SHARD.fullmatch(path.name)
-    if match is None:
-        return [path]
-    stem, count = match[1], match[2]
-    return [path.with_name(f"{stem}-{number:05}-of-{count}.gguf") for number in range(1, int(count) + 1)]
+    return [path.with_name(name) for name in shard_names(path.name)]

@@ -92,6 +92,42 @@ class ModelFile(Record):
     sha256: str | None
 
 
+class MemoryRecord(Record):
+    """What a cell's server was predicted to need, what there was, and what was then observed; bytes.
+
+    Attributes:
+        method: None where nothing was predicted.
+        predicted_bytes: from the header, not corrected; with ``low`` and ``high`` where it is no point but bounds.
+        required_bytes: what was compared with ``available_bytes``: corrected by earlier runs, and without what the
+            kernel can drop; without the device's part, which is ``device_bytes``.
+        parts: of the prediction, host and device together.
+        correction_factor: what earlier runs of this host made of the prediction; None where there were none like it.
+        bound_by: what ``available_bytes`` is bound by: ``machine``, ``cgroup`` or ``max_memory_gb``.
+        observed_peak_bytes: the most memory that the server's processes had while the cell was measured.
+        observed_source: ``pss``, or ``rss`` where only that could be read.
+        observed_max_rss_bytes: the kernel's own maximum since the server began, which misses no moment and counts
+            pages that are shared with others in full.
+    """
+
+    method: Literal["header", "file_size"] | None = None
+    predicted_bytes: int | None = None
+    predicted_low_bytes: int | None = None
+    predicted_high_bytes: int | None = None
+    required_bytes: int | None = None
+    device_bytes: int | None = None
+    parts: dict[str, int] = {}
+    correction_factor: Finite | None = None
+    correction_samples: int = 0
+    available_bytes: int | None = None
+    bound_by: str | None = None
+    device_free_bytes: int | None = None
+    observed_peak_bytes: int | None = None
+    observed_source: str | None = None
+    observed_max_rss_bytes: int | None = None
+    observed_swap_bytes: int | None = None
+    observed_device_bytes: int | None = None
+
+
 class CellRecord(Record):
     """One line of ``cells.jsonl``."""
 
@@ -116,6 +152,7 @@ class CellRecord(Record):
     answered_requests: int = 0
     server: ServerInfo
     model_file: ModelFile | None = None
+    memory: MemoryRecord | None = None
     host: str
     started_at: str
     duration_seconds: Finite

@@ -9,7 +9,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_llmbench.core.records import CellRecord
+from pytest_llmbench.core.records import CellRecord, MemoryRecord
 
 # Metric → the founding column's suffix; a metric that is not here keeps its own name.
 _FOUNDING_SUFFIX = {
@@ -22,7 +22,7 @@ _FOUNDING_SUFFIX = {
 def write_csv(folder: Path, records: Sequence[CellRecord]) -> Path:
     """Write ``results.csv`` into a run's folder."""
     rows: dict[tuple[str, str, str | None], dict[str, str]] = {}
-    columns = ["model", "quant", "variant", "size_gb"]
+    columns = ["model", "quant", "variant", "size_gb", "memory_gb", "predicted_memory_gb"]
     for record in records:
         row = rows.setdefault((record.model, record.quantization, record.variant), {})
         if f"{record.profile}_status" in row and not record.metrics:
@@ -30,6 +30,8 @@ def write_csv(folder: Path, records: Sequence[CellRecord]) -> Path:
         row |= {"model": record.model, "quant": record.quantization, "variant": record.variant or ""}
         if record.model_file is not None:
             row["size_gb"] = f"{record.model_file.size_bytes / 1e9:.3f}"
+        if record.memory is not None:
+            _add_memory(row, record.memory)
         values = {
             **{_FOUNDING_SUFFIX.get(name, name): repr(metric.value) for name, metric in record.metrics.items()},
             "rating": record.rating or "",
@@ -47,6 +49,14 @@ def write_csv(folder: Path, records: Sequence[CellRecord]) -> Path:
         writer.writerow(map(_inert, columns))
         writer.writerows([_inert(row.get(column, "")) for column in columns] for row in rows.values())
     return path
+
+
+def _add_memory(row: dict[str, str], memory: MemoryRecord) -> None:
+    """Observed peak and prediction; of several profiles on one server, the highest."""
+    sizes = {"memory_gb": memory.observed_peak_bytes, "predicted_memory_gb": memory.predicted_bytes}
+    for column, size in sizes.items():
+        if size is not None:
+            row[column] = f"{max(size / 1e9, float(row.get(column, 0))):.3f}"
 
 
 def _inert(value: str) -> str:

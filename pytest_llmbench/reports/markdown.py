@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_llmbench.core.metrics import METRICS, format_quantity
-from pytest_llmbench.core.records import FLAGS, CellRecord
+from pytest_llmbench.core.quantities import gigabytes
+from pytest_llmbench.core.records import FLAGS, CellRecord, MemoryRecord
 from pytest_llmbench.core.thresholds import explain
 from pytest_llmbench.reports.plain import plain
 
@@ -49,9 +50,21 @@ def _details(record: CellRecord) -> list[str]:
     lines += [f"- {_escape(explain(result))}" for result in record.thresholds]
     if record.reason is not None and record.reason.code != "below_threshold":
         lines.append(f"- **{record.status}** ({_escape(record.reason.code)}): {_escape(record.reason.message)}")
+    if record.memory is not None and record.memory.observed_peak_bytes is not None:
+        lines.append(f"- {_memory(record.memory)}")
     lines += [f"- doubt: {_escape(flag)}: {FLAGS.get(flag, 'see the reason')}" for flag in record.flags]
     lines += [f"- note: {_escape(note)}" for note in record.notes]
     return [*lines, ""]
+
+
+def _memory(memory: MemoryRecord) -> str:
+    text = f"memory: at most {gigabytes(memory.observed_peak_bytes or 0)} observed"
+    if memory.predicted_bytes is None:
+        return text
+    text += f", {gigabytes(memory.predicted_bytes)} predicted"
+    if memory.correction_factor is not None:
+        text += f" (by earlier runs × {memory.correction_factor:.2f})"
+    return text
 
 
 def _interval(record: CellRecord, name: str) -> str:

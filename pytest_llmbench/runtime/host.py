@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import math
 import mmap
@@ -139,3 +140,31 @@ def _cpu_model() -> str:
             if line.lower().startswith(("model name", "hardware")):
                 return line.partition(":")[2].strip()
     return platform.processor() or "unknown"
+
+
+@functools.cache
+def repacked_types() -> tuple[tuple[str, int], ...]:
+    """Tensor types that llama.cpp keeps a rearranged copy of on this CPU, with the rows its kernels need them in.
+
+    From ``ggml_repack_get_optimal_repack_type`` in llama.cpp's ggml/src/ggml-cpu/repack.cpp, release b11434.
+    """
+    return repacked_types_of(platform.machine(), _cpu_flags())
+
+
+def repacked_types_of(machine: str, flags: frozenset[str]) -> tuple[tuple[str, int], ...]:
+    """The same for any CPU, by ``platform.machine()`` and the flags of ``/proc/cpuinfo``."""
+    if machine in {"aarch64", "arm64"} and (flags & {"asimddp", "i8mm"} or sys.platform == "darwin"):
+        k_quants = [(name, 8) for name in ("Q4_K", "Q5_K", "Q6_K")]
+        return (*k_quants, *((name, 4) for name in ("Q4_0", "IQ4_NL", "MXFP4", "Q8_0", "Q1_0")))
+    if machine in {"x86_64", "AMD64"} and "avx2" in flags:
+        names = ["Q4_0", "Q4_K", "IQ4_NL", "MXFP4", *(["Q2_K"] if "avx512f" in flags else [])]
+        return tuple((name, 8) for name in names)
+    return ()
+
+
+def _cpu_flags() -> frozenset[str]:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.lower().startswith(("flags", "features")):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()

@@ -1,1 +1,1 @@
-"""Sensors, one file per source. None yet: this package holds their place in the import contract."""
+"""Sensors, one file per source."""

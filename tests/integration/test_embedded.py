@@ -100,28 +100,57 @@ def test_one_start_serves_all_cells_of_a_server_key(suite: EmbeddedSuite) -> Non
     assert [c["server"]["context_size"] for c in suite.cells()] == [512, 512, 768]
 
 
-def test_half_a_model_file_is_an_error_with_the_logs_tail_and_not_tried_again(suite: EmbeddedSuite) -> None:
+_ODD_ARCHITECTURE = b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0zlama"
+
+
+def test_half_a_model_file_is_refused_before_anything_starts(suite: EmbeddedSuite) -> None:
     half = suite.path / "half.gguf"
     half.write_bytes(suite.model_path.read_bytes()[: suite.model_path.stat().st_size // 2])
     suite.models["models"].insert(0, suite.model("half", half, "100M"))
+    assert suite.run() == 1
+    assert [(c["model"], c["status"]) for c in suite.cells()] == [("half", "error"), ("smol", "passed")]
+    reason = suite.cells()[0]["reason"]
+    assert reason["code"] == "bad_model_file"
+    assert f"is cut off: {half.stat().st_size} of " in reason["message"]
+    (error,) = suite.junit()["test_interactive[half-Q4_1]"].iter("error")
+    assert "is cut off" in (error.text or "")
+    assert not re.search(r"\.py:\d+", error.text or "")
+    assert "Traceback" not in suite.output
+    assert not (suite.latest / "logs" / "half_Q4_1_stderr.log").exists()
+
+
+def test_a_model_the_engine_refuses_is_an_error_with_the_logs_tail_and_not_tried_again(suite: EmbeddedSuite) -> None:
+    odd = suite.path / "odd.gguf"
+    content = suite.model_path.read_bytes()
+    odd.write_bytes(content.replace(b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama", _ODD_ARCHITECTURE, 1))
+    suite.models["models"].insert(0, suite.model("odd", odd, "100M"))
     suite.write("suites/test_again.py", (suite.path / "suites/test_interactive.py").read_text())
     assert suite.run() == 1
     assert [(c["model"], c["status"]) for c in suite.cells()] == [
-        ("half", "error"),
-        ("half", "error"),
+        ("odd", "error"),
+        ("odd", "error"),
         ("smol", "passed"),
         ("smol", "passed"),
     ]
     first, second = suite.cells()[:2]
     assert first["reason"]["code"] == second["reason"]["code"] == "server_start_failed"
-    assert "data is not within the file bounds" in first["reason"]["message"]
+    assert "unknown model architecture: 'zlama'" in first["reason"]["message"]
     assert second["reason"]["message"].startswith("not tried again: ")
     assert second["duration_seconds"] < 0.5
-    (error,) = suite.junit()["test_interactive[half-Q4_1]"].iter("error")
-    assert "data is not within the file bounds" in (error.text or "")
+    (error,) = suite.junit()["test_interactive[odd-Q4_1]"].iter("error")
+    assert "unknown model architecture" in (error.text or "")
     assert not re.search(r"\.py:\d+", error.text or "")
     assert "Traceback" not in suite.output
-    assert (suite.latest / "logs" / "half_Q4_1_stderr.log").stat().st_size > 0
+    assert (suite.latest / "logs" / "odd_Q4_1_stderr.log").stat().st_size > 0
+
+
+def test_observed_memory_stands_beside_the_prediction(suite: EmbeddedSuite) -> None:
+    assert suite.run() == 0, suite.output
+    memory = suite.cells()[0]["memory"]
+    assert memory["method"] == "header"
+    assert memory["observed_source"] in {"pss", "rss"}
+    # Its prompts are short, so not all of what is reserved is touched.
+    assert 0.9 * memory["predicted_bytes"] < memory["observed_peak_bytes"] < 1.05 * memory["predicted_bytes"]
 
 
 def test_context_beyond_the_trained_one_is_refused(suite: EmbeddedSuite) -> None:

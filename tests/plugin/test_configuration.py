@@ -121,7 +121,6 @@ logging: {{level: "INFO", file: "inference-tester.log"}}
     keys = [line.removeprefix("llmbench: ").partition(": accepted")[0] for line in announced]
     assert keys == [
         "limits.allow_swap",
-        "limits.max_memory_gb",
         "resume_from",
         "profiles: long_context",
         "profiles: batch",

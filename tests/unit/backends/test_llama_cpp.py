@@ -276,14 +276,14 @@ def test_a_program_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [(None, 30, 0, False), (0, 30, 0, False), (31, 30, 31, False), (32, 30, 31, True), (-1, 30, 31, False)],
 )
 def test_layers_on_the_gpu_are_those_the_model_has(asked: int | None, blocks: int, layers: int, noted: bool) -> None:
-    header = GgufHeader(3, 0, {"general.architecture": "llama", "llama.block_count": blocks}, 100)
+    header = GgufHeader(3, {"general.architecture": "llama", "llama.block_count": blocks}, (), 100, 96)
     found, notes = clamp_gpu_layers(asked, header)
     assert found == layers
     assert notes == ((f"gpu_layers: {asked} were asked for, the model has {layers}",) if noted else ())
 
 
 def test_layers_of_a_model_that_does_not_count_them() -> None:
-    assert clamp_gpu_layers(99, GgufHeader(3, 0, {}, 100)) == (99, ())
+    assert clamp_gpu_layers(99, GgufHeader(3, {}, (), 100, 96)) == (99, ())
 
 
 @pytest.mark.parametrize("props", [None, [], {}, {"default_generation_settings": {"n_ctx": "many"}}])

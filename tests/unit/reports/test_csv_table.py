@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmbench.core.records import CellRecord, MetricValue
+from pytest_llmbench.core.records import CellRecord, MemoryRecord, MetricValue
 from pytest_llmbench.reports.csv_table import write_csv
 from tests.unit.factories import broken_record, cell_record
 from tests.unit.reports.hostile import HOSTILE
@@ -43,6 +43,8 @@ def test_a_row(tmp_path: Path) -> None:
         "quant": "Q4_1",
         "variant": "",
         "size_gb": "0.098",
+        "memory_gb": "",
+        "predicted_memory_gb": "",
         "interactive_tps": "71.25",
         "interactive_ttft": "0.125",
         "interactive_rating": "excellent",
@@ -63,8 +65,15 @@ def test_profiles_stand_side_by_side(tmp_path: Path) -> None:
     assert (second["variant"], second["interactive_status"], second["batch_status"]) == ("t1", "passed", "")
 
 
+def test_memory_of_the_profile_that_took_most(tmp_path: Path) -> None:
+    memories = [MemoryRecord(predicted_bytes=2_000_000_000, observed_peak_bytes=peak) for peak in (10**9, 3 * 10**9)]
+    more = {"profile": "batch", "memory": memories[1]}
+    (row,) = rows(tmp_path, cell_record(memory=memories[0]), cell_record(**more), cell_record(profile="quality"))
+    assert (row["memory_gb"], row["predicted_memory_gb"]) == ("3.000", "2.000")
+
+
 def test_no_cells(tmp_path: Path) -> None:
-    assert table(tmp_path) == [["model", "quant", "variant", "size_gb"]]
+    assert table(tmp_path) == [["model", "quant", "variant", "size_gb", "memory_gb", "predicted_memory_gb"]]
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)

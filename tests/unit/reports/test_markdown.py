@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from pytest_llmbench.core.records import CellRecord, ModelFile, Reason
-from pytest_llmbench.reports.markdown import write_markdown
+from pytest_llmbench.core.records import CellRecord, MemoryRecord, ModelFile, Reason
+from pytest_llmbench.reports.markdown import render, write_markdown
 from tests.unit.factories import broken_record, cell_record
 from tests.unit.reports.hostile import HOSTILE
 
@@ -85,6 +86,25 @@ def test_a_summary(tmp_path: Path) -> None:
     assert "Cells: 1 passed, 1 error." in text
     assert "min_tokens_per_sec: at least 2.0 tokens/s, observed 71.2 tokens/s" in text
     assert "(server_start_failed): it did not start" in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({}, None),
+        ({"predicted_bytes": 2 * 10**9}, None),
+        ({"observed_peak_bytes": 10**9}, "- memory: at most 1.0 GB observed"),
+        (
+            {"observed_peak_bytes": 10**9, "predicted_bytes": 2 * 10**9, "correction_factor": 0.97},
+            "- memory: at most 1.0 GB observed, 2.0 GB predicted (by earlier runs × 0.97)",
+        ),
+    ],
+)
+def test_observed_memory_beside_the_prediction(fields: dict[str, Any], line: str | None) -> None:
+    lines = [
+        text for text in render([cell_record(memory=MemoryRecord(**fields))], "r").splitlines() if "memory" in text
+    ]
+    assert lines == ([line] if line else [])
 
 
 def test_no_cells(tmp_path: Path) -> None:

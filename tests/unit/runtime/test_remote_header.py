@@ -363,11 +363,14 @@ def test_a_slow_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_read_behind_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_header, "_DEADLINE_SECONDS", 0.2)
 
+    def pieces(request: Request) -> Iterator[bytes]:
+        while True:
+            request.pause(0.02)
+            yield bytes(65536)
+
     def steady(request: Request) -> None:
         head_with({"Content-Range": f"bytes 0-99/{HUGE_BYTES}"})(request)
-        for _ in itertools.count():
-            request.body(iter([bytes(65536)]))
-            request.pause(0.02)
+        request.body(pieces(request))
 
     with RangeServer({"/m.gguf": steady}) as server:
         with pytest.raises(ModelError, match="it took more than"):

@@ -1,0 +1,88 @@
+"""What earlier runs on this host left: memory they were observed to need, and how long their cells took."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pydantic import ValidationError
+
+from pytest_llmbench.core.correction import Observation
+from pytest_llmbench.core.records import CellRecord
+
+_RUNS = 30
+_MAX_BYTES = 64 * 1024 * 1024  # of one run's records; an output folder may hold anything
+_MEASURED = {"passed", "failed"}
+
+
+class History:
+    """Read at first need, and once. What can not be read, or is of another host, teaches nothing.
+
+    Args:
+        output_dir: the folder that holds a folder per run.
+        host: this machine's fingerprint.
+        without: id of the run that is being made.
+    """
+
+    def __init__(self, output_dir: Path, host: str, without: str | None = None) -> None:
+        self._output_dir = output_dir
+        self._host = host
+        self._without = without
+
+    @cached_property
+    def observations(self) -> tuple[Observation, ...]:
+        """Predicted against observed memory, newest first."""
+        found = []
+        for record in self._records:
+            memory = record.memory
+            if memory is None or memory.method != "header" or not memory.predicted_bytes:
+                continue
+            if memory.observed_peak_bytes:
+                names = (record.backend, record.model, record.quantization)
+                found.append(Observation(*names, memory.predicted_bytes, memory.observed_peak_bytes))
+        return tuple(found)
+
+    def duration_seconds(self, nodeid: str) -> float | None:
+        """What a cell usually took, from its start to its record; None where it was never measured here."""
+        return self._durations.get(nodeid)
+
+    @cached_property
+    def _durations(self) -> dict[str, float]:
+        by_cell: dict[str, list[float]] = defaultdict(list)
+        for record in self._records:
+            if record.status in _MEASURED:
+                by_cell[record.nodeid].append(record.duration_seconds)
+        return {nodeid: median(seconds) for nodeid, seconds in by_cell.items()}
+
+    @cached_property
+    def _records(self) -> tuple[CellRecord, ...]:
+        return tuple(record for folder in self._runs() for record in _records_of(folder) if record.host == self._host)
+
+    def _runs(self) -> list[Path]:
+        """The newest runs' folders; their names sort by time."""
+        try:
+            names = sorted((entry.name for entry in self._output_dir.iterdir() if not entry.is_symlink()), reverse=True)
+        except OSError:
+            return []
+        folders = (self._output_dir / name for name in names if name != self._without)
+        return [folder for folder in folders if (folder / "cells.jsonl").is_file()][:_RUNS]
+
+
+def _records_of(folder: Path) -> Iterator[CellRecord]:
+    """A run's readable records, the last first: a line that is torn or of another version is passed over."""
+    try:
+        with (folder / "cells.jsonl").open(encoding="utf-8", errors="replace") as file:
+            lines = file.read(_MAX_BYTES).splitlines()
+    except OSError:
+        return
+    for line in reversed(lines):
+        try:
+            data: Any = json.loads(line)
+            yield CellRecord.model_validate(data)
+        except (ValueError, ValidationError, RecursionError):
+            continue

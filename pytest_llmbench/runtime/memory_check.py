@@ -1,0 +1,261 @@
+"""Whether a server would fit, before it is tried: its prediction against the memory there is at that moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from pytest_llmbench.core.cell import ServerSpec
+from pytest_llmbench.core.correction import Correction, Observation, correction_for
+from pytest_llmbench.core.fitting import Room, Verdict, Way, largest_context, required_bytes, verdict, ways_to_fit
+from pytest_llmbench.core.gguf import GgufHeader
+from pytest_llmbench.core.memory import (
+    CACHE_ELEMENT_BYTES,
+    Device,
+    MemoryEstimate,
+    ServingSettings,
+    estimate_from_size,
+    estimate_memory,
+)
+from pytest_llmbench.core.quantities import gigabytes
+from pytest_llmbench.core.records import MemoryRecord, Reason
+from pytest_llmbench.errors import Primitive
+from pytest_llmbench.runtime.available import AvailableMemory, DeviceMemory, available_memory, devices
+from pytest_llmbench.runtime.host import repacked_types
+
+_PARTS = {
+    "weights_bytes": "weights",
+    "repacked_bytes": "repacked copy of weights",
+    "kv_bytes": "KV cache",
+    "recurrent_bytes": "recurrent state",
+    "compute_bytes": "compute",
+    "output_bytes": "output",
+    "overhead_bytes": "overhead",
+}
+# Options of llama-server that change its memory, in a variant's extra_args; what they set is used instead.
+_WORD_OPTIONS = {
+    "-ctk": "cache_type_k",
+    "--cache-type-k": "cache_type_k",
+    "-ctv": "cache_type_v",
+    "--cache-type-v": "cache_type_v",
+}
+_NUMBER_OPTIONS = {"-ub": "ubatch_tokens", "--ubatch-size": "ubatch_tokens"}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a server would need, and what there is.
+
+    Attributes:
+        header, settings: what it was computed from; no header: from the file's size.
+        device: the GPUs it would use together, None where it would use none.
+    """
+
+    estimate: MemoryEstimate
+    settings: ServingSettings
+    header: GgufHeader | None
+    correction: Correction | None
+    available: AvailableMemory
+    device: DeviceMemory | None
+
+    @property
+    def factor(self) -> float:
+        """By which earlier runs move the prediction."""
+        return self.correction.factor if self.correction is not None else 1.0
+
+    @property
+    def room(self) -> Room:
+        """What may be used."""
+        free = self.device.free_bytes if self.device is not None and not self.device.unified else None
+        return Room(self.available.bytes, free)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it fits."""
+        return verdict(self.estimate, self.room, self.factor)
+
+    @property
+    def required_bytes(self) -> int:
+        """Main memory that has to be there; at least, where the estimate is bounds."""
+        return required_bytes(self.estimate.low_bytes, self.estimate, self.factor)
+
+    @property
+    def device_bytes(self) -> int:
+        """Device memory that has to be there."""
+        return int(self.estimate.device.total_bytes * self.factor)
+
+    @cached_property
+    def largest_context(self) -> int | None:
+        """Tokens of context that would fit; None without a header."""
+        if self.header is None:
+            return None
+        return largest_context(self.header, self.settings, self.room, self.factor)
+
+    def ways(self, quantization: str | None) -> tuple[Way, ...]:
+        """What would make it fit; nothing without a header."""
+        if self.header is None:
+            return ()
+        return ways_to_fit(self.header, self.settings, self.room, self.factor, quantization)
+
+    @property
+    def too_big(self) -> str:
+        """The largest part, in words."""
+        on_device = self.room.device_bytes is not None and self.device_bytes > self.room.device_bytes
+        parts = self.estimate.device if on_device else self.estimate.host
+        return _PARTS[f"{parts.largest()}_bytes"]
+
+    def record(self) -> MemoryRecord:
+        """For the cell's record."""
+        return MemoryRecord(
+            method=self.estimate.method,
+            predicted_bytes=self.estimate.total_bytes,
+            predicted_low_bytes=self.estimate.low_bytes,
+            predicted_high_bytes=self.estimate.high_bytes,
+            required_bytes=self.required_bytes,
+            device_bytes=self.device_bytes,
+            parts={name: getattr(self.estimate.parts, name) for name in _PARTS},
+            correction_factor=self.correction.factor if self.correction else None,
+            correction_samples=self.correction.samples if self.correction else 0,
+            available_bytes=self.available.bytes,
+            bound_by=self.available.bound_by,
+            device_free_bytes=self.room.device_bytes,
+        )
+
+    def reason(self, quantization: str | None) -> Reason:
+        """Why it is not tried: needed, available, the part that is too big, and what would help."""
+        return Reason(code="does_not_fit", message=self._message(quantization), evidence=self._evidence())
+
+    def _message(self, quantization: str | None) -> str:
+        least = "at least " if not self.estimate.exact else ""
+        lines = [f"needs {least}{gigabytes(self.required_bytes)} of memory ({self.breakdown()})"]
+        if self.required_bytes > self.available.bytes:
+            lines.append(f"{gigabytes(self.available.bytes)} may be used ({_BOUNDS[self.available.bound_by]})")
+        if self.room.device_bytes is not None and self.device_bytes > self.room.device_bytes:
+            lines.append(
+                f"{gigabytes(self.device_bytes)} of it on the GPU, where {gigabytes(self.room.device_bytes)} are free"
+            )
+        lines.append(f"largest part: {self.too_big}")
+        ways = self.ways(quantization)
+        if ways:
+            lines.append("it would fit with " + ", or ".join(tell(way) for way in ways))
+        elif self.header is not None:
+            lines.append("no context, cache type or quantization known here makes it fit")
+        return "; ".join(lines)
+
+    def breakdown(self) -> str:
+        """The parts that are worth naming, largest first."""
+        parts = {name: getattr(self.estimate.parts, name) for name in _PARTS}
+        shown = sorted(
+            ((size, name) for name, size in parts.items() if size * 100 > self.estimate.total_bytes), reverse=True
+        )
+        return ", ".join(f"{_PARTS[name]} {gigabytes(size)}" for size, name in shown)
+
+    def _evidence(self) -> dict[str, Primitive]:
+        return {
+            "required_bytes": self.required_bytes,
+            "available_bytes": self.available.bytes,
+            "bound_by": self.available.bound_by,
+            "device_bytes": self.device_bytes,
+            "device_free_bytes": self.room.device_bytes,
+            "largest_part": self.too_big,
+            "predicted_bytes": self.estimate.total_bytes,
+            "method": self.estimate.method,
+            "correction_factor": self.correction.factor if self.correction else None,
+            "context_tokens": self.settings.context_tokens,
+            "largest_context": self.largest_context,
+            **{name: getattr(self.estimate.parts, name) for name in _PARTS},
+        }
+
+
+_BOUNDS = {
+    "machine": "free on this machine now",
+    "cgroup": "left in this control group",
+    "max_memory_gb": "limits.max_memory_gb",
+}
+
+
+def tell(way: Way) -> str:
+    """A way to make it fit, for people."""
+    return f"{way.change} ({'about ' if way.about else ''}{gigabytes(way.total_bytes)})"
+
+
+@dataclass(frozen=True)
+class MemoryCheck:
+    """Predicts and compares.
+
+    Attributes:
+        limit_bytes: ``limits.max_memory_gb``.
+        observations: of this host's earlier runs, newest first; asked for when they are needed.
+    """
+
+    limit_bytes: int | None = None
+    observations: Callable[[], Sequence[Observation]] = field(default=tuple)
+
+    def predict(
+        self, spec: ServerSpec, model: str, quantization: str, header: GgufHeader | None, size_bytes: int | None
+    ) -> Prediction | None:
+        """What a server of ours would need, and what there is now; None where neither header nor size is known.
+
+        Args:
+            model, quantization: the names under which earlier runs are looked up.
+            size_bytes: of the file, for when there is no header.
+        """
+        device = _together(devices()) if spec.gpu_layers else None
+        settings = settings_of(spec, device)
+        if header is not None:
+            estimate = estimate_memory(header, settings)
+        elif size_bytes is not None:
+            estimate = estimate_from_size(size_bytes)
+        else:
+            return None
+        correction = None
+        if estimate.method == "header":
+            correction = correction_for(
+                self.observations(),
+                backend=spec.kind,
+                model=model,
+                quantization=quantization,
+                predicted_bytes=estimate.total_bytes,
+            )
+        return Prediction(estimate, settings, header, correction, available_memory(self.limit_bytes), device)
+
+
+def settings_of(spec: ServerSpec, device: DeviceMemory | None) -> ServingSettings:
+    """How a server of a spec serves, as far as its memory depends on it."""
+    kind: Device = "cpu" if device is None else "unified" if device.unified else "gpu"
+    settings = ServingSettings(
+        context_tokens=spec.context_size or 0,
+        cache_type_k=spec.cache_type_k or "f16",
+        cache_type_v=spec.cache_type_v or "f16",
+        gpu_layers=spec.gpu_layers or 0,
+        device=kind,
+        engine=spec.kind,
+        repacked_types=repacked_types(),
+    )
+    return _with_arguments(settings, spec.extra_args)
+
+
+def _with_arguments(settings: ServingSettings, arguments: Sequence[str]) -> ServingSettings:
+    """Obey those of a binary's arguments that change its memory."""
+    changes: dict[str, Any] = {}
+    for option, value in pairwise(arguments):
+        if option in _WORD_OPTIONS and value in CACHE_ELEMENT_BYTES:
+            changes[_WORD_OPTIONS[option]] = value
+        elif option in _NUMBER_OPTIONS and value.isdecimal() and int(value):
+            changes[_NUMBER_OPTIONS[option]] = int(value)
+        elif option in {"-fa", "--flash-attn"}:
+            changes["flash_attention"] = value not in {"off", "0", "false"}
+    return replace(settings, **changes)
+
+
+def _together(found: Sequence[DeviceMemory]) -> DeviceMemory | None:
+    """All GPUs as one, since a model is spread over them; unified memory is there only once."""
+    if not found:
+        return None
+    if any(device.unified for device in found):
+        return next(device for device in found if device.unified)
+    total, free = (sum(getattr(device, name) for device in found) for name in ("total_bytes", "free_bytes"))
+    return DeviceMemory(found[0].index, ", ".join(device.name for device in found), total, free, unified=False)
