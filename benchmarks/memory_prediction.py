@@ -140,8 +140,9 @@ def _on_binary(binary_dir: Path, files: list[Path], folder: Path, *, quick: bool
             engine="llama_cpp",
             repacked_types=repacked_types(),
         )
-        observed, log = _run_binary(binary_dir / "llama-server", file, settings, folder / "server")
-        yield _row(f"{_name(file)} {context} ×{parallel} {cache}", read_header(file), settings, observed, log)
+        name = f"{_name(file)} {context} ×{parallel} {cache}"
+        observed, log = _run_binary(binary_dir / "llama-server", file, settings, folder / name.replace(" ", "-"))
+        yield _row(name, read_header(file), settings, observed, log)
 
 
 def _run_binary(server: Path, file: Path, settings: ServingSettings, log_stem: Path) -> tuple[int, str]:

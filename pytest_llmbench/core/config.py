@@ -139,7 +139,7 @@ class OpenAIConfig(Section):
 
 
 class LimitsConfig(Section):
-    max_memory_gb: Annotated[float | None, Field(gt=0)] = None
+    max_memory_gb: Annotated[float | None, Field(gt=0, le=1_000_000)] = None
     max_load_time: Annotated[float, Field(gt=0)] = 300.0
     allow_swap: Annotated[bool, NOT_USED_YET] = False
 

@@ -127,14 +127,15 @@ _KNOWN = (
     | _HYBRID_BY_INTERVAL
     | _HYBRID_IN_EVERY_LAYER
 )
+_MOST_LAYERS = 4096  # far more than any model has; a header may claim anything
 _GEMMA3N_LAYERS_WITH_KV = 20  # src/models/gemma3n.cpp; the others read the caches of these
 _EXAONE4_LAYERS_WITH_WINDOW = 64  # only the 32B slides
 
 
 def shape_of(header: GgufHeader) -> ModelShape | None:
-    """Read a model's shape, None where the header does not even name layers and width."""
+    """Read a model's shape, None where the header does not name layers and width as a model could have them."""
     count, embedding = header.block_count, header.number("embedding_length")
-    if count is None or not embedding or header.architecture is None:
+    if count is None or count > _MOST_LAYERS or not embedding or header.architecture is None:
         return None
     count -= min(header.number("nextn_predict_layers") or 0, count - 1)  # for speculative decoding; not loaded
     experts, used = header.number("expert_count") or 0, header.number("expert_used_count") or 0

@@ -1,6 +1,22 @@
-"""How sizes are shown to people."""
+"""How memory is told to people."""
 
 from __future__ import annotations
+
+# Parts of a prediction, and what bounds the memory that may be used, by their names in records.
+PART_WORDS = {
+    "weights_bytes": "weights",
+    "repacked_bytes": "repacked copy",
+    "kv_bytes": "KV cache",
+    "recurrent_bytes": "recurrent state",
+    "compute_bytes": "compute",
+    "output_bytes": "output",
+    "overhead_bytes": "overhead",
+}
+BOUND_WORDS = {
+    "machine": "free on this machine now",
+    "cgroup": "left in this control group",
+    "max_memory_gb": "limits.max_memory_gb",
+}
 
 
 def gigabytes(size_bytes: int) -> str:

@@ -20,21 +20,13 @@ from pytest_llmbench.core.memory import (
     estimate_from_size,
     estimate_memory,
 )
-from pytest_llmbench.core.quantities import gigabytes
+from pytest_llmbench.core.model_shape import shape_of
+from pytest_llmbench.core.quantities import BOUND_WORDS, PART_WORDS, gigabytes
 from pytest_llmbench.core.records import MemoryRecord, Reason
 from pytest_llmbench.errors import Primitive
 from pytest_llmbench.runtime.available import AvailableMemory, DeviceMemory, available_memory, devices
 from pytest_llmbench.runtime.host import repacked_types
 
-_PARTS = {
-    "weights_bytes": "weights",
-    "repacked_bytes": "repacked copy of weights",
-    "kv_bytes": "KV cache",
-    "recurrent_bytes": "recurrent state",
-    "compute_bytes": "compute",
-    "output_bytes": "output",
-    "overhead_bytes": "overhead",
-}
 # Options of llama-server that change its memory, in a variant's extra_args; what they set is used instead.
 _WORD_OPTIONS = {
     "-ctk": "cache_type_k",
@@ -89,8 +81,8 @@ class Prediction:
 
     @cached_property
     def largest_context(self) -> int | None:
-        """Tokens of context that would fit; None without a header."""
-        if self.header is None:
+        """Tokens of context that would fit; None where no header describes the model's layers."""
+        if self.header is None or shape_of(self.header) is None:
             return None
         return largest_context(self.header, self.settings, self.room, self.factor)
 
@@ -105,7 +97,7 @@ class Prediction:
         """The largest part, in words."""
         on_device = self.room.device_bytes is not None and self.device_bytes > self.room.device_bytes
         parts = self.estimate.device if on_device else self.estimate.host
-        return _PARTS[f"{parts.largest()}_bytes"]
+        return PART_WORDS[f"{parts.largest()}_bytes"]
 
     def record(self) -> MemoryRecord:
         """For the cell's record."""
@@ -116,7 +108,7 @@ class Prediction:
             predicted_high_bytes=self.estimate.high_bytes,
             required_bytes=self.required_bytes,
             device_bytes=self.device_bytes,
-            parts={name: getattr(self.estimate.parts, name) for name in _PARTS},
+            parts={name: getattr(self.estimate.parts, name) for name in PART_WORDS},
             correction_factor=self.correction.factor if self.correction else None,
             correction_samples=self.correction.samples if self.correction else 0,
             available_bytes=self.available.bytes,
@@ -132,7 +124,7 @@ class Prediction:
         least = "at least " if not self.estimate.exact else ""
         lines = [f"needs {least}{gigabytes(self.required_bytes)} of memory ({self.breakdown()})"]
         if self.required_bytes > self.available.bytes:
-            lines.append(f"{gigabytes(self.available.bytes)} may be used ({_BOUNDS[self.available.bound_by]})")
+            lines.append(f"{gigabytes(self.available.bytes)} may be used ({BOUND_WORDS[self.available.bound_by]})")
         if self.room.device_bytes is not None and self.device_bytes > self.room.device_bytes:
             lines.append(
                 f"{gigabytes(self.device_bytes)} of it on the GPU, where {gigabytes(self.room.device_bytes)} are free"
@@ -147,11 +139,11 @@ class Prediction:
 
     def breakdown(self) -> str:
         """The parts that are worth naming, largest first."""
-        parts = {name: getattr(self.estimate.parts, name) for name in _PARTS}
+        parts = {name: getattr(self.estimate.parts, name) for name in PART_WORDS}
         shown = sorted(
             ((size, name) for name, size in parts.items() if size * 100 > self.estimate.total_bytes), reverse=True
         )
-        return ", ".join(f"{_PARTS[name]} {gigabytes(size)}" for size, name in shown)
+        return ", ".join(f"{PART_WORDS[name]} {gigabytes(size)}" for size, name in shown)
 
     def _evidence(self) -> dict[str, Primitive]:
         return {
@@ -166,15 +158,8 @@ class Prediction:
             "correction_factor": self.correction.factor if self.correction else None,
             "context_tokens": self.settings.context_tokens,
             "largest_context": self.largest_context,
-            **{name: getattr(self.estimate.parts, name) for name in _PARTS},
+            **{name: getattr(self.estimate.parts, name) for name in PART_WORDS},
         }
-
-
-_BOUNDS = {
-    "machine": "free on this machine now",
-    "cgroup": "left in this control group",
-    "max_memory_gb": "limits.max_memory_gb",
-}
 
 
 def tell(way: Way) -> str:
@@ -205,6 +190,8 @@ class MemoryCheck:
         """
         device = _together(devices()) if spec.gpu_layers else None
         settings = settings_of(spec, device)
+        if spec.context_size is None and header is not None and header.context_length is not None:
+            settings = replace(settings, context_tokens=header.context_length)  # what llama.cpp takes then
         if header is not None:
             estimate = estimate_memory(header, settings)
         elif size_bytes is not None:
