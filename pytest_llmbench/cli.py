@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         add_arguments(command)
         command.set_defaults(command=run)  # not `run`: that is an argument of report
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(_pytest_arguments_apart(sys.argv[1:] if arguments is None else arguments))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no × or ✓ shows a question mark
@@ -145,6 +145,86 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor.run(options)
 
 
+def _models_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action",
+        choices=("list", "download", "verify"),
+        metavar="list|download|verify",
+        help="what is here and what is not; fetch what is missing; read again what is here, and compare",
+    )
+    parser.add_argument("--config", type=Path, metavar="PATH", help="default: configs/config.yaml, if there is one")
+    parser.add_argument(
+        "--models", type=Path, metavar="PATH", help="default: configs/models.yaml, else the shipped one"
+    )
+    parser.add_argument("--mode", choices=("quick", "full"), help="whose quantizations (default: test_mode)")
+    parser.add_argument("--model", action="append", metavar="NAME", help="only this model; may be repeated")
+    parser.add_argument(
+        "--quant", action="append", metavar="Q", help="this quantization instead of the mode's; may be repeated"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _models(options: argparse.Namespace) -> int:
+    from pytest_llmbench.commands import models
+
+    return models.run(options)
+
+
+def _estimate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what",
+        metavar="WHAT",
+        help="a GGUF file (of several shards, one); owner/name/file.gguf on Hugging Face, of which only the header is "
+        "fetched; or NAME or NAME:QUANT of the models file",
+    )
+    parser.add_argument("--ctx", type=_whole(16), metavar="N", help="tokens, of all slots (default: as configured)")
+    parser.add_argument("--parallel", type=_whole(1), metavar="N", help="slots (default: 1)")
+    parser.add_argument("--unified-kv", action="store_true", help="slots share one cache, instead of a part each")
+    for side in ("k", "v"):
+        parser.add_argument(
+            f"--cache-type-{side}", choices=_CACHE_TYPES, metavar="T", help=f"{', '.join(_CACHE_TYPES)} (default: f16)"
+        )
+    parser.add_argument("--ubatch", type=_whole(1), metavar="N", help="tokens of a prompt at a time (default: 512)")
+    parser.add_argument("--gpu-layers", type=_whole(-1), metavar="N", help="-1: all (default: as configured)")
+    parser.add_argument("--flash-attention", choices=("on", "off"), metavar="on|off", help="default: on")
+    parser.add_argument("--engine", choices=("embedded", "llama_cpp"), metavar="E", help="embedded or llama_cpp")
+    parser.add_argument("--memory", type=_positive, metavar="GB", help="in place of limits.max_memory_gb")
+    parser.add_argument("--revision", metavar="R", help="of a file on Hugging Face: branch, tag or commit")
+    parser.add_argument("--config", type=Path, metavar="PATH", help="default: configs/config.yaml, if there is one")
+    parser.add_argument(
+        "--models", type=Path, metavar="PATH", help="default: configs/models.yaml, else the shipped one"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    from pytest_llmbench.commands import estimate
+
+    return estimate.run(options)
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "llmbench plan [-h] [--json] [PYTEST ARGUMENT ...]"
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "pytest_arguments", nargs="*", metavar="PYTEST ARGUMENT", help="passed on to pytest (default: suites/)"
+    )
+
+
+def _pytest_arguments_apart(arguments: Sequence[str]) -> list[str]:
+    """Put what ``plan`` passes on behind ``--``, where argparse leaves even options alone, and in their order."""
+    if list(arguments[:1]) != ["plan"]:
+        return list(arguments)
+    own = [argument for argument in arguments[1:] if argument in _OWN_OPTIONS_OF_PLAN]
+    return ["plan", *own, "--", *(argument for argument in arguments[1:] if argument not in _OWN_OPTIONS_OF_PLAN)]
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from pytest_llmbench.commands import plan
+
+    return plan.run(options)
+
+
 def _whole(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
@@ -168,11 +248,20 @@ def _positive(text: str) -> float:
     return number
 
 
+_CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+_OWN_OPTIONS_OF_PLAN = {"--json", "-h", "--help"}
 _PROTOCOLS = ("llama_cpp", "openai_chat", "openai_completions", "ollama_generate", "ollama_chat")
 _COMMANDS: tuple[
     tuple[str, str, str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]], ...
 ] = (
     ("init", "make a folder a benchmark suite", "llmbench init my-benchmarks", _init_arguments, _init),
+    (
+        "plan",
+        "say what a run would do: order, memory, downloads, skips",
+        "llmbench plan suites/ -k Q4_K_M",
+        _plan_arguments,
+        _plan,
+    ),
     (
         "measure",
         "load a running server and time every answer",
@@ -186,6 +275,20 @@ _COMMANDS: tuple[
         "llmbench doctor --config configs/config.yaml",
         _doctor_arguments,
         _doctor,
+    ),
+    (
+        "models",
+        "list, download and verify model files",
+        "llmbench models download --mode quick --model Qwen2.5-7B-Instruct",
+        _models_arguments,
+        _models,
+    ),
+    (
+        "estimate",
+        "tell how much memory a model needs, and whether that fits",
+        "llmbench estimate models/7B/qwen2.5-7b-instruct-q4_k_m.gguf --ctx 32768 --parallel 4 --memory 16",
+        _estimate_arguments,
+        _estimate,
     ),
     ("report", "write a run's derived reports again", "llmbench report latest", _report_arguments, _report),
 )

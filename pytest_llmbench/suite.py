@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pytest_llmbench import hookspecs
-from pytest_llmbench.adapters import collection, results, setup, signals, workers
+from pytest_llmbench.adapters import collection, plan, results, setup, signals, workers
 from pytest_llmbench.adapters.fixtures import cell, llm, release_before, server
 from pytest_llmbench.adapters.recorder import Recorder
 from pytest_llmbench.adapters.setup import SUITE_KEY
@@ -27,6 +27,11 @@ __all__ = ["cell", "llm", "server"]
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist's, which decides there whether to distribute
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    plan.keep_in_this_process(config)
 
 
 @pytest.hookimpl(trylast=True)  # after the conftest files, whose profiles and backends are asked for
@@ -62,6 +67,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         collection.arrange(items, suite)
     else:
         collection.switch_off(config, items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    suite = session.config.stash.get(SUITE_KEY, None)
+    return plan.instead_of_tests(session, suite) if suite is not None else None
 
 
 @pytest.hookimpl(tryfirst=True)

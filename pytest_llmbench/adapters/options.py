@@ -20,6 +20,8 @@ MODES = ("quick", "full")
 
 def add_options(parser: pytest.Parser) -> None:
     """Register the options and their ini keys."""
+    from argparse import SUPPRESS  # pytest has it loaded
+
     group = parser.getgroup("llmbench", "benchmarks of language models (pytest-llmbench)")
     for name, metavar, text in _OPTIONS:
         group.addoption(f"--llmbench-{name}", metavar=metavar, default=None, help=text)
@@ -30,3 +32,8 @@ def add_options(parser: pytest.Parser) -> None:
     text = "never download; a missing model is skipped"
     group.addoption("--llmbench-no-download", action="store_true", default=None, help=text)
     parser.addini("llmbench_no_download", text, type="bool", default=False)
+    text = "print the plan (order, predicted memory, downloads, expected skips and duration), and start nothing"
+    group.addoption("--llmbench-dry-run", action="store_true", default=None, help=text)
+    parser.addini("llmbench_dry_run", text, type="bool", default=False)
+    # How `llmbench plan --json` learns the plan.
+    group.addoption("--llmbench-plan-file", metavar="PATH", default=None, help=SUPPRESS)

@@ -16,7 +16,7 @@ from pytest_llmbench.core.records import SCHEMA_VERSION, RequestRecord
 from pytest_llmbench.runtime.run_folder import RunFolder
 from tests.unit.factories import broken_record, cell_record
 
-COMMANDS = ["init", "measure", "doctor", "report"]
+COMMANDS = ["init", "plan", "estimate", "models", "measure", "doctor", "report"]
 Output = pytest.CaptureFixture[str]
 
 

@@ -270,7 +270,7 @@ class TestSettings:
         facts = estimate.facts(path, "--ctx", "1024", "--cache-type-k", "f16", "--memory", "8", "--engine", "embedded")
         assert (facts["context_tokens"], facts["cache_type_k"]) == (1024, "f16")
         assert (facts["ubatch"], facts["available_bytes"]) == (512, 8_000_000_000)
-        estimate.configure({"limits": {"max_memory_gb": 1e300}})
+        estimate.configure({"limits": {"max_memory_gb": 1_000_000}})
         assert estimate.facts(path)["bound_by"] == "machine"
 
     def test_beyond_the_training(self, estimate: Estimate) -> None:
