@@ -207,7 +207,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "llmbench plan [-h] [--json] [PYTEST ARGUMENT ...]"
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "pytest_arguments", nargs="*", metavar="PYTEST ARGUMENT", help="passed on to pytest (default: suites/)"
+        "pytest_arguments", nargs="*", metavar="PYTEST ARGUMENT", help="passed on to pytest (tests by default: suites/)"
     )
 
 

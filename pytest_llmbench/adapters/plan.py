@@ -1,0 +1,307 @@
+"""``--llmbench-dry-run``: collect as always, then print what a run would do instead of doing it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from pytest_llmbench.adapters.collection import cell_of
+from pytest_llmbench.adapters.progress import tell
+from pytest_llmbench.adapters.setup import Suite
+from pytest_llmbench.core.cell import Cell, ServerSpec
+from pytest_llmbench.core.config import ModelEntry
+from pytest_llmbench.core.gguf import GgufHeader, check_header_quantization
+from pytest_llmbench.core.memory import estimate_from_size
+from pytest_llmbench.core.plan import Expected, Plan, PlannedCell, PlannedMemory, Room, downloads_of, total_bytes
+from pytest_llmbench.core.quantities import gigabytes
+from pytest_llmbench.core.records import Reason
+from pytest_llmbench.errors import CellError, ModelError, ModelNotDownloaded
+from pytest_llmbench.runtime.available import AvailableMemory, available_memory
+from pytest_llmbench.runtime.memory_check import Prediction
+from pytest_llmbench.runtime.transfer import require_disk_space
+
+_AT_ONCE = 8
+_EXPLAINED = 200  # refused servers for which it is told what would help
+_FITS = {"fits": True, "does_not_fit": False, "uncertain": None}
+
+
+def wanted(config: pytest.Config) -> bool:
+    """Whether this is a dry run; also asked under ``-p no:llmbench``, which has no such option."""
+    if not hasattr(config.option, "llmbench_dry_run"):
+        return False
+    return bool(config.option.llmbench_dry_run or config.getini("llmbench_dry_run"))
+
+
+def keep_in_this_process(config: pytest.Config) -> None:
+    """Undo ``-n``, ``--dist`` and ``--tx`` before xdist reads them: nothing will run, and a plan is printed once."""
+    if wanted(config) and hasattr(config.option, "numprocesses"):
+        config.option.numprocesses = 0
+        config.option.dist, config.option.tx = "no", []
+
+
+def instead_of_tests(session: pytest.Session, suite: Suite) -> bool | None:
+    """Print the plan in place of the tests.
+
+    Returns:
+        True where that was done, None where pytest is to go on: in a real run, or to tell that collecting failed.
+
+    Raises:
+        pytest.UsageError: the plan can not be written where it should be.
+    """
+    config = session.config
+    if not wanted(config) or (session.testsfailed and not config.option.continue_on_collection_errors):
+        return None
+    plan = _Planner(suite, config).plan(session.items)
+    _print(plan, config)
+    if (path := config.option.llmbench_plan_file) is not None:
+        try:
+            Path(config.invocation_params.dir, path).write_text(json.dumps(plan.as_json(), indent=2) + "\n", "utf-8")
+        except OSError as exc:
+            raise pytest.UsageError(f"--llmbench-plan-file: {path} can not be written: {exc.strerror}") from exc
+    return True
+
+
+def _print(plan: Plan, config: pytest.Config) -> None:
+    reporter: pytest.TerminalReporter | None = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:
+        return
+    from pytest_llmbench.reports.plan import render
+
+    reporter.section("llmbench plan", sep="=")
+    for line in render(plan, width=reporter._tw.fullwidth, colour=reporter._tw.hasmarkup):
+        reporter.line(line)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What becomes of a cell, and why."""
+
+    expected: Expected
+    reason: Reason | None = None
+
+
+_RUN = _Outcome("run")
+
+
+@dataclass(frozen=True)
+class _ModelFacts:
+    """What is known of a model's file, without its being fetched.
+
+    Attributes:
+        size_bytes: of the whole model.
+        download_bytes: still to be fetched: 0 where the file is here, None where nobody tells.
+        source: where it would be fetched from, None where nothing is to be fetched.
+        problem: what a run would tell in place of using it.
+    """
+
+    header: GgufHeader | None = None
+    size_bytes: int | None = None
+    download_bytes: int | None = None
+    source: str | None = None
+    problem: ModelError | None = None
+
+
+class _Planner:
+    """Asks for each model once, and predicts each server once."""
+
+    def __init__(self, suite: Suite, config: pytest.Config) -> None:
+        self._suite = suite
+        self._config = config
+        self._available: AvailableMemory = available_memory(suite.memory_check.limit_bytes)
+        self._models: dict[tuple[str, str], _ModelFacts] = {}
+        self._memory: dict[tuple[ServerSpec, str, str], tuple[PlannedMemory | None, _Outcome]] = {}
+        self._refusals = 0
+
+    def plan(self, items: Sequence[pytest.Item]) -> Plan:
+        """One row per cell, in order. A server is kept for the next item only if that needs the same one."""
+        self._ask_ahead(items)
+        cells: list[PlannedCell] = []
+        running: ServerSpec | None = None
+        others = 0
+        for item in items:
+            cell = cell_of(item)
+            if cell is None:
+                running, others = None, others + 1
+                continue
+            spec = self._suite.spec(cell)
+            planned = self._cell(item, cell, spec)
+            running = running if running == spec else None
+            if planned.expected == "run" and _needs_server(item):
+                planned = replace(planned, starts_server=running is None)
+                running = spec
+            cells.append(planned)
+        return Plan(tuple(cells), self._room(tuple(cells)), others)
+
+    def _cell(self, item: pytest.Item, cell: Cell, spec: ServerSpec) -> PlannedCell:
+        planned = PlannedCell(
+            nodeid=item.nodeid,
+            model=cell.model,
+            quantization=cell.quantization,
+            profile=cell.profile,
+            variant=cell.variant,
+            backend=spec.kind,
+        )
+        outcome = _marked(item)
+        if spec.model_file is not None and _needs_server(item):
+            memory, predicted = self._predicted(spec, cell)
+            facts = self._facts(self._suite.matrix.of(cell).model, cell.quantization)
+            outcome = outcome or predicted
+            planned = replace(
+                planned,
+                memory=memory,
+                size_rule_bytes=estimate_from_size(facts.size_bytes).total_bytes if facts.size_bytes else None,
+                file=spec.model_file,
+                download_bytes=facts.download_bytes,
+                source=facts.source,
+            )
+        outcome = outcome or _RUN
+        seconds = self._suite.history.duration_seconds(item.nodeid) if outcome.expected == "run" else None
+        return replace(planned, expected=outcome.expected, reason=outcome.reason, expected_seconds=seconds)
+
+    def _predicted(self, spec: ServerSpec, cell: Cell) -> tuple[PlannedMemory | None, _Outcome]:
+        """A server's memory and what follows from it, in the order in which a run finds it out."""
+        key = (spec, cell.model, cell.quantization)
+        if key not in self._memory:
+            facts = self._facts(self._suite.matrix.of(cell).model, cell.quantization)
+            prediction = self._prediction(spec, cell, facts)
+            memory, refused = None, None
+            if prediction is not None:
+                memory = PlannedMemory(prediction.record(), _FITS[prediction.verdict])
+                if memory.fits is False:
+                    refused = self._refusal(cell, prediction)
+            self._memory[key] = (memory, _outcome(facts.problem, refused))
+        return self._memory[key]
+
+    def _prediction(self, spec: ServerSpec, cell: Cell, facts: _ModelFacts) -> Prediction | None:
+        """As a run would make it, but against what is available now, the same for all cells."""
+        check = self._suite.memory_check
+        prediction = check.predict(spec, cell.model, cell.quantization, facts.header, facts.size_bytes)
+        return replace(prediction, available=self._available) if prediction is not None else None
+
+    def _refusal(self, cell: Cell, prediction: Prediction) -> Reason:
+        """As the record would have it; what would help is a search of some 15 ms, so not for thousands of servers."""
+        self._refusals += 1
+        if self._refusals > _EXPLAINED:
+            needed = prediction.estimate.low_bytes
+            text = f"needs {gigabytes(needed)} of memory, more than there is; plan fewer cells to learn what would help"
+            reason = Reason(code="does_not_fit", message=text, evidence={"predicted_bytes": needed})
+        else:
+            reason = prediction.reason(cell.quantization)
+        return reason.model_copy(update={"message": f"{cell.model} {cell.quantization} {reason.message}"})
+
+    def _facts(self, model: ModelEntry, quantization: str) -> _ModelFacts:
+        key = (model.name, quantization)
+        if key not in self._models:
+            self._models[key] = self._ask(model, quantization)
+        return self._models[key]
+
+    def _ask(self, model: ModelEntry, quantization: str) -> _ModelFacts:
+        store, written = self._suite.store, model.source.get(quantization)
+        name = f"{model.name} {quantization}"
+        here = store.locate(model, quantization) is not None
+        facts = _ModelFacts(size_bytes=written.size_bytes if written is not None else None)
+        if here:
+            facts = replace(facts, download_bytes=0)
+        else:
+            facts = replace(facts, source=store.source_of(model, quantization))
+        try:
+            found = store.header(model, quantization)
+            if found is not None:
+                facts = replace(facts, header=found.header, size_bytes=found.header.size_bytes)
+                check_header_quantization(found.header, quantization, name)
+            if not here:
+                size_bytes = store.remote(model, quantization).size_bytes
+                missing_bytes = store.missing_bytes(model, quantization)
+                facts = replace(facts, size_bytes=size_bytes or facts.size_bytes, download_bytes=missing_bytes)
+        except ModelError as exc:
+            facts = replace(facts, problem=exc)
+        return facts
+
+    def _ask_ahead(self, items: Iterable[pytest.Item]) -> None:
+        """Ask for all models that are not here, several sources at a time: one that does not answer takes 15 s."""
+        pending = deque(self._far(items))
+        if not pending:
+            return
+        import requests  # noqa: F401 -- here, because threads that import one package at once may fail
+        from huggingface_hub import HfApi  # noqa: F401
+
+        def ask() -> None:
+            with suppress(IndexError):  # nothing is left
+                while models := pending.popleft():
+                    for (name, quantization), model in models.items():
+                        self._models[name, quantization] = self._ask(model, quantization)
+
+        tell(self._config, "asking for the models that are not here …")
+        # Not a pool, whose threads a process waits for when it is interrupted.
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(min(_AT_ONCE, len(pending)))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _far(self, items: Iterable[pytest.Item]) -> list[dict[tuple[str, str], ModelEntry]]:
+        """Models that would be asked for over the network, by where: a repository is listed once."""
+        store = self._suite.store
+        groups: dict[str, dict[tuple[str, str], ModelEntry]] = defaultdict(dict)
+        for cell in dict.fromkeys(cell for cell in map(cell_of, items) if cell is not None):
+            model, key = self._suite.matrix.of(cell).model, (cell.model, cell.quantization)
+            if not store.may_download or key in groups[model.repo or model.name]:
+                continue
+            written = model.source.get(cell.quantization)
+            asked = model.repo is not None if written is None else written.url is not None
+            file_needed = self._suite.spec(cell).model_file is not None
+            if asked and file_needed and store.locate(model, cell.quantization) is None:
+                groups[model.repo or model.name][key] = model
+        return [models for models in groups.values() if models]
+
+    def _room(self, cells: tuple[PlannedCell, ...]) -> Room:
+        store = self._suite.store
+        folder = next(parent for parent in (store.model_dir, *store.model_dir.absolute().parents) if parent.is_dir())
+        needed_bytes, warning = total_bytes(downloads_of(cells)), None
+        if needed_bytes:
+            try:
+                require_disk_space(folder, needed_bytes)
+            except ModelError as exc:
+                warning = exc.message
+        return Room(
+            available_bytes=self._available.bytes,
+            bound_by=self._available.bound_by,
+            model_dir=store.shown(store.model_dir),
+            free_bytes=shutil.disk_usage(folder).free,
+            disk_warning=warning,
+        )
+
+
+def _needs_server(item: pytest.Item) -> bool:
+    """Whether the test asks for a server; one of the user's own may only look at its cell."""
+    return "server" in getattr(item, "fixturenames", ())
+
+
+def _marked(item: pytest.Item) -> _Outcome | None:
+    """What the user decided already."""
+    marker = item.get_closest_marker("skip")
+    if marker is None:
+        return None
+    text = marker.kwargs.get("reason", marker.args[0] if marker.args else "")
+    return _Outcome("skip", Reason(code="marked", message=str(text) or "marked with pytest.mark.skip"))
+
+
+def _outcome(problem: ModelError | None, refused: Reason | None) -> _Outcome:
+    """A run looks at the memory first, unless it can not learn about the model at all."""
+    if problem is not None and not isinstance(problem, ModelNotDownloaded):
+        return _Outcome("error", _reason(problem))
+    if refused is not None:
+        return _Outcome("skip", refused)
+    return _Outcome("skip", _reason(problem)) if problem is not None else _RUN
+
+
+def _reason(exc: CellError) -> Reason:
+    return Reason(code=exc.code, message=exc.message, evidence=exc.evidence)
