@@ -23,13 +23,14 @@ from pytest_llmbench.core.memory import estimate_from_size
 from pytest_llmbench.core.plan import Expected, Plan, PlannedCell, PlannedMemory, Room, downloads_of, total_bytes
 from pytest_llmbench.core.quantities import gigabytes
 from pytest_llmbench.core.records import Reason
-from pytest_llmbench.errors import CellError, ModelError, ModelNotDownloaded
+from pytest_llmbench.errors import CellError, ModelError, ModelNotDownloaded, ServerError
 from pytest_llmbench.runtime.available import AvailableMemory, available_memory
 from pytest_llmbench.runtime.memory_check import Prediction
 from pytest_llmbench.runtime.transfer import require_disk_space
 
 _AT_ONCE = 8
 _EXPLAINED = 200  # refused servers for which it is told what would help
+_LLAMA_CPP_KINDS = {"embedded", "llama_cpp"}
 _FITS = {"fits": True, "does_not_fit": False, "uncertain": None}
 
 
@@ -177,7 +178,7 @@ class _Planner:
                 memory = PlannedMemory(prediction.record(), _FITS[prediction.verdict])
                 if memory.fits is False:
                     refused = self._refusal(cell, prediction)
-            self._memory[key] = (memory, _outcome(facts.problem, refused))
+            self._memory[key] = (memory, _outcome(facts.problem or _beyond_training(spec, facts.header), refused))
         return self._memory[key]
 
     def _prediction(self, spec: ServerSpec, cell: Cell, facts: _ModelFacts) -> Prediction | None:
@@ -294,13 +295,28 @@ def _marked(item: pytest.Item) -> _Outcome | None:
     return _Outcome("skip", Reason(code="marked", message=str(text) or "marked with pytest.mark.skip"))
 
 
-def _outcome(problem: ModelError | None, refused: Reason | None) -> _Outcome:
+def _beyond_training(spec: ServerSpec, header: GgufHeader | None) -> ServerError | None:
+    """What llama.cpp's server would be found to be: it gives a slot no more context than the model was trained for."""
+    trained = header.context_length if header is not None else None
+    scaled = any("rope" in argument or "yarn" in argument for argument in spec.extra_args)
+    if trained is None or spec.kind not in _LLAMA_CPP_KINDS or scaled or (spec.context_size or 0) <= trained:
+        return None
+    return ServerError(
+        "context_mismatch",
+        f"{spec.label} was trained for a context of {trained} tokens, {spec.context_size} are wanted; lower ctx_size",
+        {"asked_tokens": spec.context_size, "trained_tokens": trained},
+    )
+
+
+def _outcome(problem: CellError | None, refused: Reason | None) -> _Outcome:
     """A run looks at the memory first, unless it can not learn about the model at all."""
-    if problem is not None and not isinstance(problem, ModelNotDownloaded):
+    if isinstance(problem, ModelError) and not isinstance(problem, ModelNotDownloaded):
         return _Outcome("error", _reason(problem))
     if refused is not None:
         return _Outcome("skip", refused)
-    return _Outcome("skip", _reason(problem)) if problem is not None else _RUN
+    if problem is None:
+        return _RUN
+    return _Outcome("skip" if problem.status == "skipped" else "error", _reason(problem))
 
 
 def _reason(exc: CellError) -> Reason:

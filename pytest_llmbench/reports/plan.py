@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_llmbench.core.plan import Plan, PlannedCell, total_bytes
-from pytest_llmbench.core.quantities import gigabytes
+from pytest_llmbench.core.quantities import BOUND_WORDS, gigabytes
 from pytest_llmbench.reports.plain import plain
 
 if TYPE_CHECKING:
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 MAX_ROWS = 300
 _LEAST_WIDTH = 72  # in less, the columns of figures would leave nothing for the cells' names
 _STYLE = {"run": "green", "skip": "yellow", "error": "red"}
-_BOUNDS = {
-    "machine": "free on this machine now",
-    "cgroup": "left in this control group",
-    "max_memory_gb": "limits.max_memory_gb",
-}
 _OUTCOMES = {"skip": "would be skipped", "error": "would be an error"}
 _LEGEND = {
     "~": "~ from the file's size × 1.2, because its header can not be read before the download",
@@ -162,7 +157,7 @@ def _totals(plan: Plan) -> Iterator[str]:
     yield f"{_some(len(plan.cells), 'cell')}: {', '.join(counts)}"
     if plan.other_tests:
         yield f"{_some(plan.other_tests, 'other test')} without a model, not planned"
-    yield f"memory: {gigabytes(room.available_bytes)} may be used ({_BOUNDS[room.bound_by]})"
+    yield f"memory: {gigabytes(room.available_bytes)} may be used ({BOUND_WORDS[room.bound_by]})"
     if plan.downloads:
         unknown = sum(size is None for size in plan.downloads.values())
         sizes = [f"{_some(unknown, 'model')} of unknown size"] if unknown else []

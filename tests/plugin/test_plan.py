@@ -244,6 +244,24 @@ def test_a_disk_that_is_too_small(on_files: Bench, monkeypatch: pytest.MonkeyPat
     result.stdout.fnmatch_lines(["warning: the downloads do not fit: *models has 1.0 GB free, *"])
 
 
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ({"ctx_size": LARGE}, "run"),
+        ({"ctx_size": LARGE + 1}, "error"),
+        ({"ctx_size": LARGE + 1, "backend": "llama_cpp", "extra_args": ["--rope-scaling", "yarn"]}, "run"),
+        ({"ctx_size": LARGE + 1, "backend": "ollama"}, "run"),
+    ],
+)
+def test_a_context_beyond_the_trained_one(on_files: Bench, variant: dict[str, Any], expected: str) -> None:
+    on_files.config |= {"limits": {}, "variants": [{"id": "long", **variant}]}
+    (cell,) = planned(on_files)["cells"]
+    assert cell["expected"] == expected
+    if expected == "error":
+        assert is_refused(cell, "context_mismatch", "error")
+        assert cell["reason"]["evidence"] == {"asked_tokens": LARGE + 1, "trained_tokens": LARGE}
+
+
 def test_durations_of_earlier_runs(bench: Bench) -> None:
     assert bench.run("suites/").ret == pytest.ExitCode.OK
     (record,) = bench.cells()

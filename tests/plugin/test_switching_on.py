@@ -104,3 +104,10 @@ def test_llm_without_the_marker_says_what_is_missing(bench: Bench) -> None:
     result = bench.run("suites/")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*mark the test with @pytest.mark.llmbench*"])
+
+
+def test_a_dry_run_without_a_suite_runs_nothing(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it():\n    raise SystemExit('it ran')\n")
+    result = pytester.runpytest_subprocess("--llmbench-dry-run")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "no benchmark suite is switched on here" in result.stderr.str()
