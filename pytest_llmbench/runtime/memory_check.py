@@ -138,12 +138,10 @@ class Prediction:
         return "; ".join(lines)
 
     def breakdown(self) -> str:
-        """The parts that are worth naming, largest first."""
-        parts = {name: getattr(self.estimate.parts, name) for name in PART_WORDS}
-        shown = sorted(
-            ((size, name) for name, size in parts.items() if size * 100 > self.estimate.total_bytes), reverse=True
-        )
-        return ", ".join(f"{PART_WORDS[name]} {gigabytes(size)}" for size, name in shown)
+        """The parts that are worth naming, largest first; a copy of weights takes the place of what it is a copy of."""
+        parts = {name: getattr(self.estimate.parts, name) for name in PART_WORDS if name != "repacked_bytes"}
+        worth = [(size, name) for name, size in parts.items() if size * 100 > self.required_bytes + self.device_bytes]
+        return ", ".join(f"{PART_WORDS[name]} {gigabytes(size)}" for size, name in sorted(worth, reverse=True))
 
     def _evidence(self) -> dict[str, Primitive]:
         return {

@@ -76,6 +76,15 @@ def test_reason_holds_needed_available_and_the_part_that_is_too_big(llama: GgufH
     assert evidence["largest_context"] == 67328
 
 
+def test_weights_that_are_copied_are_named_once(llama: GgufHeader, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = predict(llama, context_size=131072)
+    monkeypatch.setattr(memory_check, "repacked_types", lambda: (("Q4_K", 8),))
+    copied = predict(llama, context_size=131072)
+    assert copied.record().parts["repacked_bytes"] > 3 * GB
+    assert copied.required_bytes == plain.required_bytes
+    assert copied.breakdown() == "KV cache 17.2 GB, weights 4.9 GB, compute 0.264 GB"
+
+
 def test_nothing_makes_it_fit(llama: GgufHeader) -> None:
     message = predict(llama, check=MemoryCheck(GB)).reason("Q4_K_M").message
     assert message.endswith("; no context, cache type or quantization known here makes it fit")
