@@ -26,7 +26,7 @@ from pytest_llmbench.core.records import Reason
 from pytest_llmbench.errors import CellError, ModelError, ModelNotDownloaded, ServerError
 from pytest_llmbench.runtime.available import AvailableMemory, available_memory
 from pytest_llmbench.runtime.memory_check import Prediction
-from pytest_llmbench.runtime.transfer import require_disk_space
+from pytest_llmbench.runtime.modelstore.transfer import require_disk_space
 
 _AT_ONCE = 8
 _EXPLAINED = 200  # refused servers for which it is told what would help

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_llmbench.runtime.bars import Bars
-from pytest_llmbench.runtime.models import Progress
+from pytest_llmbench.runtime.modelstore.store import Progress
 
 logger = logging.getLogger(__name__)
 _SHOW_AFTER_SECONDS = 0.5

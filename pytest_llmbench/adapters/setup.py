@@ -35,7 +35,7 @@ from pytest_llmbench.reports import WRITERS
 from pytest_llmbench.runtime import host
 from pytest_llmbench.runtime.history import History
 from pytest_llmbench.runtime.memory_check import MemoryCheck
-from pytest_llmbench.runtime.models import ModelStore
+from pytest_llmbench.runtime.modelstore.store import ModelStore
 from pytest_llmbench.runtime.pool import ServerPool
 from pytest_llmbench.runtime.run_folder import RunFolder, new_run_id
 from pytest_llmbench.runtime.share import share_dir

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmbench.core.gguf import shard_names
 from pytest_llmbench.errors import Primitive, ServerError
-from pytest_llmbench.runtime.models import sha256_of
+from pytest_llmbench.runtime.modelstore.store import sha256_of
 
 if TYPE_CHECKING:
     import httpx

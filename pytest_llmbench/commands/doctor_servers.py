@@ -20,8 +20,8 @@ from pytest_llmbench.core.cell import ServerSpec
 from pytest_llmbench.core.config import ModelEntry, Variant
 from pytest_llmbench.core.matrix import backend_kind
 from pytest_llmbench.errors import ServerError
-from pytest_llmbench.runtime.model_files import file_names, is_file
-from pytest_llmbench.runtime.models import ModelStore
+from pytest_llmbench.runtime.modelstore.files import file_names, is_file
+from pytest_llmbench.runtime.modelstore.store import ModelStore
 
 _IMPORT_SECONDS = 60.0
 _DISK_MARGIN_BYTES = 256 * 1024 * 1024

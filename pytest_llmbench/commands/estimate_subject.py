@@ -13,9 +13,9 @@ from pytest_llmbench.core.config import ModelEntry
 from pytest_llmbench.core.gguf import GgufHeader, check_header_quantization, read_model, shard_names
 from pytest_llmbench.core.yaml_source import nearest
 from pytest_llmbench.errors import ConfigError, ModelError
-from pytest_llmbench.runtime.download_hub import HubRepository
-from pytest_llmbench.runtime.model_headers import merged, remote_header
-from pytest_llmbench.runtime.models import ModelStore
+from pytest_llmbench.runtime.modelstore.headers import merged, remote_header
+from pytest_llmbench.runtime.modelstore.hub import HubRepository
+from pytest_llmbench.runtime.modelstore.store import ModelStore
 
 _ON_THE_HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(?P<file>.+\.gguf)", re.ASCII)
 

@@ -22,10 +22,10 @@ from pytest_llmbench.core.yaml_source import nearest
 from pytest_llmbench.errors import ConfigError, ModelError
 from pytest_llmbench.reports.plain import plain
 from pytest_llmbench.runtime.bars import Bars
-from pytest_llmbench.runtime.model_files import gguf_files
-from pytest_llmbench.runtime.model_metadata import Checksums, Metadata
-from pytest_llmbench.runtime.models import ModelStore, Progress, sha256_of
-from pytest_llmbench.runtime.transfer import require_disk_space
+from pytest_llmbench.runtime.modelstore.files import gguf_files
+from pytest_llmbench.runtime.modelstore.metadata import Checksums, Metadata
+from pytest_llmbench.runtime.modelstore.store import ModelStore, Progress, sha256_of
+from pytest_llmbench.runtime.modelstore.transfer import require_disk_space
 
 MODELS_VERSION = 1
 State = Literal[

@@ -14,7 +14,7 @@ import scipy.stats  # noqa: F401
 from pytest_llmbench.core.config import Models
 from pytest_llmbench.core.validation import validate
 from pytest_llmbench.core.yaml_source import load_yaml
-from pytest_llmbench.runtime.models import ModelStore
+from pytest_llmbench.runtime.modelstore.store import ModelStore
 from pytest_llmbench.runtime.share import share_dir
 from tests.integration.suite import EmbeddedSuite, our_processes, wait_until
 

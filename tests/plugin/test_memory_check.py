@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from pytest_llmbench.runtime import memory_check
+from pytest_llmbench.runtime.available import AvailableMemory
 from tests.ggufs.attention_models import dense
 from tests.ggufs.shape import write_shape
 from tests.plugin.bench import SWITCH, Bench, properties
@@ -97,6 +99,15 @@ def test_junit_tells_the_figures(on_file: Bench) -> None:
     assert properties(case)["reason"] == "does_not_fit"
 
 
+def test_what_is_uncertain_is_tried(on_file: Bench) -> None:
+    shape = dense("newest", 2, 256, 4, 2, 512, 320, LARGE, tokenizer="llama")
+    write_shape(on_file.path / "models" / "1B" / "tiny.gguf", shape, "Q4_0", vocabulary="none")
+    on_file.run("suites/", "-k", "large")
+    memory = by_variant(on_file)["large"]["memory"]
+    assert memory["predicted_low_bytes"] < 100_000_000 < memory["predicted_high_bytes"]
+    assert started(on_file) == [LARGE]
+
+
 def test_without_a_limit_everything_runs(on_file: Bench) -> None:
     on_file.config["limits"] = {}
     on_file.run("suites/")
@@ -141,14 +152,20 @@ def test_what_was_measured_is_noted_with_the_model(on_file: Bench) -> None:
     assert entry["estimated_memory_bytes"] == by_variant(on_file)["small"]["memory"]["predicted_bytes"]
 
 
-def test_cells_of_one_server_are_compared_once(on_file: Bench) -> None:
+def test_cells_of_one_server_are_compared_once(on_file: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a running server of ours took is not held against its next cell."""
+
+    def available(limit_bytes: int | None) -> AvailableMemory:
+        return AvailableMemory(1 if started(on_file) else 100_000_000, "machine", {})
+
+    monkeypatch.setattr(memory_check, "available_memory", available)
     on_file.write("suites/test_again.py", (on_file.path / "suites" / "test_interactive.py").read_text())
     on_file.run("suites/", "-k", "small")
     first, second = on_file.cells()
     assert started(on_file) == [SMALL]
     assert first["status"] == second["status"] == "passed"
     assert second["memory"]["predicted_bytes"] == first["memory"]["predicted_bytes"]
+    assert second["memory"]["available_bytes"] == 1
 
 
 def test_refused_before_the_download(on_file: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ from pytest_llmbench import cli
 from pytest_llmbench.cli import main
 from pytest_llmbench.core.memory import CACHE_ELEMENT_BYTES
 from pytest_llmbench.core.records import MemoryRecord
-from pytest_llmbench.runtime import host, memory_check, transfer
+from pytest_llmbench.runtime import host, memory_check
 from pytest_llmbench.runtime.available import AvailableMemory, DeviceMemory
+from pytest_llmbench.runtime.modelstore import transfer
 from pytest_llmbench.runtime.run_folder import RunFolder
 from tests.ggufs.shapes import SHAPES, write_shape
 from tests.ggufs.writer import Value, write_gguf

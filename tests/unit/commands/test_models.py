@@ -16,7 +16,8 @@ import yaml
 from rich.console import Console
 
 from pytest_llmbench.cli import main
-from pytest_llmbench.runtime import bars, transfer
+from pytest_llmbench.runtime import bars
+from pytest_llmbench.runtime.modelstore import transfer
 from tests.servers.hub import Hub, HubFile, HubRepo, small_gguf
 
 Output = pytest.CaptureFixture[str]

@@ -42,7 +42,19 @@ def test_the_same_model_counts_alone() -> None:
     assert correction.samples == 1
 
 
-@pytest.mark.parametrize(("ratio", "factor"), [(3.0, 1 + MAX_UPWARDS), (0.2, 1 - MAX_DOWNWARDS)])
+def test_another_quantization_is_not_the_same_model() -> None:
+    other = Observation("embedded", "tiny", "Q8_0", 1000, 1100)
+    correction = learn(other, seen(1.02), seen(1.04))
+    assert correction is not None
+    assert correction.factor == pytest.approx(1.04)
+    assert correction.samples == 3
+
+
+def test_nothing_predicted_teaches_nothing() -> None:
+    assert learn(seen(1.1, 0), predicted=0) is None
+
+
+@pytest.mark.parametrize(("ratio", "factor"), [(3.0, 1.15), (0.2, 0.97)])
 def test_bounded(ratio: float, factor: float) -> None:
     assert learn(seen(ratio)) == Correction(factor, 1)
 

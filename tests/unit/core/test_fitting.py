@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_llmbench.core.fitting import Room, largest_context, required_bytes, verdict, ways_to_fit
 from pytest_llmbench.core.gguf import GgufHeader, read_header
-from pytest_llmbench.core.memory import ServingSettings, estimate_memory
+from pytest_llmbench.core.memory import Device, ServingSettings, estimate_memory
 from tests.ggufs.shapes import SHAPES, write_shape
 
 GB = 1_000_000_000
@@ -57,6 +57,18 @@ def test_a_correction_moves_the_verdict(llama: GgufHeader) -> None:
     assert verdict(estimate, room, factor=1.1) == "does_not_fit"
 
 
+def test_a_correction_moves_the_devices_part_too(llama: GgufHeader) -> None:
+    estimate = estimate_memory(llama, replace(AT_128K, gpu_layers=16, device="gpu"))
+    room = Room(10**12, int(estimate.device.total_bytes * 1.05))
+    assert verdict(estimate, room) == "fits"
+    assert verdict(estimate, room, factor=1.1) == "does_not_fit"
+
+
+def test_less_than_nothing_is_never_required(llama: GgufHeader) -> None:
+    estimate = estimate_memory(llama, replace(AT_128K, repacked_types=(("Q4_K", 8),)))
+    assert required_bytes(1, estimate) == 0
+
+
 def test_between_the_bounds_nobody_knows(llama: GgufHeader) -> None:
     estimate = estimate_memory(unknown(llama), AT_128K)
     assert verdict(estimate, Room(estimate.low_bytes)) == "uncertain"
@@ -90,6 +102,16 @@ def test_largest_context_ends_where_training_did(llama: GgufHeader) -> None:
     assert largest_context(llama, replace(AT_128K, parallel=4), Room(10**15)) == 4 * 131072
 
 
+def test_trained_context_need_not_be_a_multiple(llama: GgufHeader) -> None:
+    header = replace(llama, metadata={**llama.metadata, "llama.context_length": 1000})
+    assert largest_context(header, AT_128K, Room(10**15)) == 1000
+
+
+def test_a_header_without_a_trained_context_ends_somewhere(llama: GgufHeader) -> None:
+    metadata = {key: value for key, value in llama.metadata.items() if key != "llama.context_length"}
+    assert largest_context(replace(llama, metadata=metadata), AT_128K, Room(10**18)) == 1 << 24
+
+
 def test_no_context_fits(llama: GgufHeader) -> None:
     assert largest_context(llama, AT_128K, Room(2 * GB)) == 0
 
@@ -104,6 +126,43 @@ def test_ways_to_fit_do_fit(llama: GgufHeader) -> None:
 def test_a_smaller_quantization_is_a_way_where_weights_are_too_big(llama: GgufHeader) -> None:
     ways = ways_to_fit(llama, ServingSettings(4096), Room(5 * GB))
     assert [(way.change, way.about) for way in ways] == [("quantization Q3_K_M", True)]
+
+
+def test_size_of_a_smaller_quantization(llama: GgufHeader) -> None:
+    settings_ = replace(ServingSettings(4096), repacked_types=(("Q4_K", 8),))
+    estimate = estimate_memory(llama, settings_)
+    expected = required_bytes(estimate.total_bytes, estimate) - int(llama.tensor_bytes * (1 - 0.290 / 0.306))
+    (way,) = [way for way in ways_to_fit(llama, settings_, Room(expected)) if way.about]
+    assert (way.change, way.total_bytes) == ("quantization Q4_0", expected)
+    from_f16 = ways_to_fit(llama, settings_, Room(expected), quantization="F16")
+    assert [way.change for way in from_f16 if way.about] == [
+        "quantization Q8_0"
+    ]  # the largest that fits, and only that
+
+
+def test_what_fits_needs_no_other_context(llama: GgufHeader) -> None:
+    assert not [way for way in ways_to_fit(llama, ServingSettings(4096), Room(100 * GB)) if "context" in way.change]
+
+
+def test_a_smaller_cache_needs_flash_attention(llama: GgufHeader) -> None:
+    """Without it llama.cpp refuses quantized values (src/llama-context.cpp), so the way is counted with it."""
+    slow = replace(AT_128K, flash_attention=False)
+    fast = estimate_memory(llama, replace(AT_128K, cache_type_k="q4_0", cache_type_v="q4_0"))
+    ways = ways_to_fit(llama, slow, Room(fast.total_bytes))
+    assert (ways[0].change, ways[0].total_bytes) == ("KV cache q4_0", fast.total_bytes)
+    (both,) = ways_to_fit(llama, replace(slow, parallel=64), Room(int(6.7 * GB)), quantization="?")
+    assert both.change == "KV cache q8_0 and context 16384"
+    chosen = replace(AT_128K, context_tokens=16384, parallel=64, cache_type_k="q8_0", cache_type_v="q8_0")
+    assert both.total_bytes == estimate_memory(llama, chosen).total_bytes
+
+
+def test_a_cache_that_is_small_already_is_no_way(llama: GgufHeader) -> None:
+    small = replace(AT_128K, cache_type_k="q4_0", cache_type_v="q4_0")
+    changes = [way.change for way in ways_to_fit(llama, small, Room(9 * GB))]
+    assert changes
+    assert "KV cache q4_0" not in changes
+    assert "KV cache q8_0" not in changes
+    assert not [way for way in ways_to_fit(llama, small, Room(100 * GB)) if "KV cache" in way.change]
 
 
 def test_two_changes_where_none_alone_does(llama: GgufHeader) -> None:
@@ -127,5 +186,25 @@ def test_fewer_layers_for_a_small_gpu(llama: GgufHeader) -> None:
     assert 0 < count < 33
     assert layers.change == f"{count} of 33 layers on the GPU"
     assert verdict(estimate_memory(llama, replace(settings_, gpu_layers=count)), Room(30 * GB, 4 * GB)) == "fits"
+    fewer = estimate_memory(llama, replace(settings_, gpu_layers=count))
+    assert layers.total_bytes == fewer.total_bytes  # of both memories
     more = estimate_memory(llama, replace(settings_, gpu_layers=count + 1))
     assert verdict(more, Room(30 * GB, 4 * GB)) == "does_not_fit"
+
+
+def test_as_many_layers_as_now_are_no_way(llama: GgufHeader) -> None:
+    settings_ = ServingSettings(8192, gpu_layers=10, device="gpu")
+    estimate = estimate_memory(llama, settings_)
+    room = Room(estimate.host.total_bytes, estimate.device.total_bytes)
+    assert not [way for way in ways_to_fit(llama, settings_, room) if "layers" in way.change]
+
+
+@pytest.mark.parametrize("device", ["cpu", "unified"])
+def test_layers_are_no_way_without_memory_of_their_own(llama: GgufHeader, device: Device) -> None:
+    settings_ = ServingSettings(8192, gpu_layers=5, device=device)
+    assert not [way for way in ways_to_fit(llama, settings_, Room(30 * GB, 10 * GB)) if "layers" in way.change]
+
+
+def test_a_smaller_quantization_may_use_both_memories(llama: GgufHeader) -> None:
+    ways = ways_to_fit(llama, ServingSettings(8192, gpu_layers=-1, device="gpu"), Room(3 * GB, 4 * GB))
+    assert [way.change for way in ways if way.about] == ["quantization Q4_0"]

@@ -129,6 +129,22 @@ def windows_of(header: GgufHeader) -> list[int | None]:
         ("gemma2", {"attention__sliding_window": 64, "attention__sliding_window_pattern": 4}, [64, 64, 64, None] * 2),
         ("gemma2", {"attention__sliding_window": 64, "attention__sliding_window_pattern": 0}, [64] * 8),
         ("gemma4", {"attention__sliding_window": 64}, [None] * 8),
+        (
+            "gemma4",
+            {"attention__sliding_window": 64, "attention__sliding_window_pattern": (True,)},
+            [64] + [None] * 7,  # layers beyond the pattern attend to everything
+        ),
+        ("gemma2", {"attention__sliding_window": 64, "attention__sliding_window_pattern": -1}, [64, None] * 4),
+        ("gemma2", {"attention__sliding_window": 64, "attention__sliding_window_pattern": True}, [64, None] * 4),
+        ("gemma3n", {"attention__sliding_window": 64}, [64] * 4 + [None] + [64] * 3),
+        ("exaone-moe", {}, [128, 128, 128, None] * 2),
+        ("plamo3", {"attention__sliding_window": 64}, [64] * 7 + [None]),
+        *[
+            (name, {"attention__sliding_window": 64}, [64, 64, 64, None] * 2)
+            for name in ("afmoe", "cohere2", "mellum", "muse-glimmer", "olmo2")
+        ],
+        ("laguna", {"attention__sliding_window": 64}, [None, 64, 64, 64] * 2),
+        ("smallthinker", {"attention__sliding_window": 4096}, [None, 4096, 4096, 4096] * 2),
     ],
 )
 def test_which_layers_slide(architecture: str, keys: dict[str, Any], expected: list[int | None]) -> None:
@@ -137,6 +153,15 @@ def test_which_layers_slide(architecture: str, keys: dict[str, Any], expected: l
 
 def test_the_large_exaone_slides() -> None:
     assert windows_of(layers_of("exaone4", 64)) == [4096, 4096, 4096, None] * 16
+
+
+def test_sliding_layers_may_have_other_heads() -> None:
+    lengths = {"key_length": 32, "value_length": 24, "key_length_swa": 16, "value_length_swa": 8}
+    keys: dict[str, Any] = {f"attention__{name}": length for name, length in lengths.items()}
+    header = layers_of("gemma4", **keys, attention__sliding_window=64, attention__sliding_window_pattern=(True, False))
+    shape = shape_of(header)
+    assert shape is not None
+    assert [(layer.key_length, layer.value_length) for layer in shape.layers] == [(16, 8), (32, 24)]
 
 
 def test_recurrent_layers_by_interval_or_as_stated() -> None:
@@ -148,14 +173,21 @@ def test_recurrent_layers_by_interval_or_as_stated() -> None:
     assert recurrent() == [True, True, True, False]
     assert recurrent(full_attention_interval=2) == [True, False, True, False]
     assert recurrent(attention__recurrent_layers=(0, 1, 0, 0)) == [False, True, False, False]
+    assert recurrent(attention__recurrent_layers=(0, 1)) == [True, True, True, False]  # too short to be believed
+
+
+def test_linear_attention_has_one_operation_and_no_scan(headers: dict[str, GgufHeader]) -> None:
+    shape = shape_of(headers["qwen3-next-80b-a3b"])
+    assert shape is not None
+    assert shape.inner_width == shape.convolution_width == 0
 
 
 def test_each_layer_of_nemotron_does_one_thing() -> None:
     header = layers_of(
         "nemotron_h",
-        3,
-        attention__head_count_kv=(0, 0, 2),
-        feed_forward_length=(0, 1024, 0),
+        4,
+        attention__head_count_kv=(0, 0, 2, 2),
+        feed_forward_length=(0, 1024, 0, 1024),
         ssm__inner_size=64,
         ssm__state_size=8,
         ssm__conv_kernel=4,
@@ -166,6 +198,7 @@ def test_each_layer_of_nemotron_does_one_thing() -> None:
         (0, True, 0),
         (0, False, 1024),
         (2, False, 0),
+        (0, False, 1024),  # what has a feed-forward part does not attend, whatever its heads
     ]
 
 
@@ -175,10 +208,16 @@ def test_layers_that_share_a_cache_have_none() -> None:
     assert [layer.kv_heads > 0 for layer in shape.layers] == [True, False, False, False]
 
 
-def test_layers_for_speculative_decoding_are_not_loaded() -> None:
-    shape = shape_of(layers_of("glm4moe", 4, nextn_predict_layers=1))
+@pytest.mark.parametrize(("predicting", "left"), [(1, 3), (9, 1)])
+def test_layers_for_speculative_decoding_are_not_loaded(predicting: int, left: int) -> None:
+    shape = shape_of(layers_of("glm4moe", 4, nextn_predict_layers=predicting))
     assert shape is not None
-    assert len(shape.layers) == 3
+    assert len(shape.layers) == left
+
+
+def test_more_layers_than_a_model_has_are_no_shape() -> None:
+    assert shape_of(layers_of("llama", 4096)) is not None
+    assert shape_of(layers_of("llama", 4097)) is None
 
 
 @pytest.mark.parametrize(
@@ -188,6 +227,8 @@ def test_layers_for_speculative_decoding_are_not_loaded() -> None:
         ({"wkv__head_size": 64, "token_shift_count": 1}, 512 + 512 * 64),
         ({"shortconv__l_cache": 3}, 512 * 2),
         ({"kda__head_dim": 16, "ssm__conv_kernel": 4}, 3 * 3 * 8 * 16 + 16 * 16 * 8),
+        ({"kda__head_dim": 16}, 3 * 3 * 8 * 16 + 16 * 16 * 8),
+        ({"ssm__inner_size": 64, "ssm__state_size": 8}, 8 * 64),
         ({"ssm__inner_size": 64, "ssm__state_size": 8, "ssm__conv_kernel": 4, "ssm__group_count": 2}, 3 * 96 + 512),
     ],
 )
@@ -195,6 +236,43 @@ def test_elements_of_a_state(keys: dict[str, Any], elements: int) -> None:
     shape = shape_of(layers_of("mamba", **keys))
     assert shape is not None
     assert [layer.state_elements for layer in shape.layers] == [elements] * LAYERS
+
+
+@pytest.mark.parametrize(
+    ("cache", "block_bytes"),  # of 32 elements: ggml/src/ggml-common.h
+    [
+        *[("f32", 128), ("f16", 64), ("bf16", 64), ("q8_0", 34), ("q5_1", 24)],
+        *[("q5_0", 22), ("q4_1", 20), ("q4_0", 18), ("iq4_nl", 18)],
+    ],
+)
+def test_cache_by_its_type(cache: str, block_bytes: int) -> None:
+    elements = LAYERS * 256 * 8 * 64  # of keys; as many of values
+    keys = estimate_memory(layers_of("llama"), ServingSettings(256, cache_type_k=cache)).parts.kv_bytes
+    assert keys == elements // 32 * (block_bytes + 64)
+    values = estimate_memory(layers_of("llama"), ServingSettings(256, cache_type_v=cache)).parts.kv_bytes
+    assert values == keys
+
+
+def test_transposed_values_are_as_wide_as_the_widest_layer() -> None:
+    header = layers_of("openelm", attention__head_count_kv=(8, 2))
+    keys = 256 * 64 * 2 * (8 + 2)
+    assert estimate_memory(header, ServingSettings(256)).parts.kv_bytes == 2 * keys
+    transposed = estimate_memory(header, ServingSettings(256, flash_attention=False)).parts.kv_bytes
+    assert transposed == keys + 256 * 64 * 2 * (8 + 8)
+
+
+def test_states_of_all_slots_are_alive_at_once(headers: dict[str, GgufHeader]) -> None:
+    header = headers["codestral-mamba-7b"]
+    shape = shape_of(header)
+    assert shape is not None
+    one, many = (estimate_memory(header, ServingSettings(4096, parallel=slots)).parts for slots in (1, 16))
+    assert many.compute_bytes - one.compute_bytes == 4 * 15 * shape.layers[0].state_elements
+
+
+def test_logits_of_all_slots_need_room() -> None:
+    header = layers_of("llama", vocab_size=1_000_000)
+    parts = estimate_memory(header, ServingSettings(256, parallel=64, ubatch_tokens=1)).parts
+    assert parts.compute_bytes > parts.output_bytes == 4 * 64 * 1_000_000
 
 
 def test_unknown_architecture_gets_bounds() -> None:
@@ -206,6 +284,9 @@ def test_unknown_architecture_gets_bounds() -> None:
     assert not bounds.exact
     assert bounds.low_bytes < exact.total_bytes < bounds.high_bytes
     assert "something-new" in bounds.notes[0]
+    parts = bounds.parts
+    assert bounds.low_bytes == parts.weights_bytes + parts.output_bytes + parts.overhead_bytes
+    assert bounds.high_bytes == bounds.total_bytes + parts.compute_bytes  # twice the activations
 
 
 def test_header_without_layers_gets_bounds() -> None:
@@ -227,12 +308,19 @@ def test_founding_rule_is_far_too_low_for_a_long_context(headers: dict[str, Gguf
     assert truth / estimate_from_size(header.size_bytes).total_bytes > 3.5
 
 
-def test_tokenizer_is_part_of_the_overhead(headers: dict[str, GgufHeader]) -> None:
-    header = headers["llama-3.2-1b"] if "llama-3.2-1b" in headers else headers["llama-3.1-8b"]
-    merges = {**header.metadata, "tokenizer.ggml.merges": GgufArray("string", 280_000)}
-    settings = ServingSettings(4096)
-    more = estimate_memory(replace(header, metadata=merges), settings).parts.overhead_bytes
-    assert more - estimate_memory(header, settings).parts.overhead_bytes == 280_000 * 140
+@pytest.mark.parametrize(
+    ("engine", "per_token_bytes", "per_merge_bytes"), [("llama_cpp", 180, 140), ("embedded", 220, 217)]
+)
+def test_tokenizer_is_part_of_the_overhead(engine: str, per_token_bytes: int, per_merge_bytes: int) -> None:
+    def overhead(tokens: int, merges: int) -> int:
+        header = layers_of("llama")
+        lists = {"tokens": tokens, "merges": merges}
+        metadata = {f"tokenizer.ggml.{name}": GgufArray("string", length) for name, length in lists.items()}
+        header = replace(header, metadata={**header.metadata, **metadata})
+        return estimate_memory(header, ServingSettings(4096, engine=engine)).parts.overhead_bytes
+
+    assert overhead(128_000, 0) - overhead(0, 0) == 128_000 * per_token_bytes
+    assert overhead(0, 280_000) - overhead(0, 0) == 280_000 * per_merge_bytes
 
 
 def test_each_engine_has_its_overhead(headers: dict[str, GgufHeader]) -> None:
@@ -281,7 +369,9 @@ class TestDevices:
         assert estimate.host.weights_bytes == embedding + rotary
         assert estimate.host.kv_bytes == 0
         assert estimate.device.kv_bytes == 1024 * MIB
-        assert estimate.device.overhead_bytes > 0
+        assert estimate.device.overhead_bytes == 450 * MIB
+        assert estimate.host.compute_bytes == 512 * (2 * 8192 + 32)  # masks and positions; the rest is computed there
+        assert estimate.device.compute_bytes > 100 * MIB
         assert estimate.parts.weights_bytes == header.tensor_bytes
 
     def test_a_part_of_the_layers(self, headers: dict[str, GgufHeader]) -> None:
@@ -289,6 +379,18 @@ class TestDevices:
         assert estimate.device.kv_bytes == 8 * 32 * MIB  # the output layer is the ninth
         assert estimate.host.kv_bytes == 24 * 32 * MIB
         assert estimate.host.compute_bytes > 100 * MIB
+
+    def test_states_go_with_their_layers(self, headers: dict[str, GgufHeader]) -> None:
+        for layers, share in ((-1, 1.0), (33, 0.5), (0, 0.0)):
+            settings = ServingSettings(8192, gpu_layers=layers, device="gpu")
+            estimate = estimate_memory(headers["mamba-2.8b"], settings)  # 64 blocks and the output
+            assert estimate.device.recurrent_bytes == 23.75 * MIB * share
+            assert estimate.host.recurrent_bytes == 23.75 * MIB * (1 - share)
+
+    def test_no_layer_on_the_gpu_takes_nothing_of_it(self, headers: dict[str, GgufHeader]) -> None:
+        estimate = estimate_memory(headers["llama-3.1-8b"], ServingSettings(8192, device="gpu"))
+        assert estimate.device.total_bytes == 0
+        assert estimate == estimate_memory(headers["llama-3.1-8b"], ServingSettings(8192))
 
     def test_more_layers_than_there_are(self, headers: dict[str, GgufHeader]) -> None:
         header = headers["llama-3.1-8b"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmbench.runtime import transfer
-from pytest_llmbench.runtime.models import ModelStore
+from pytest_llmbench.runtime.modelstore import transfer
+from pytest_llmbench.runtime.modelstore.store import ModelStore
 from tests.servers.hub import Hub, HubFile, HubRepo
 from tests.unit.runtime.models_shared import CONTENT, REPO
 

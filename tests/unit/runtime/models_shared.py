@@ -10,7 +10,7 @@ import pytest
 
 from pytest_llmbench.core.config import ModelEntry, Source
 from pytest_llmbench.errors import ModelError
-from pytest_llmbench.runtime.models import ModelStore
+from pytest_llmbench.runtime.modelstore.store import ModelStore
 from tests.servers.hub import small_gguf
 
 CONTENT = small_gguf()

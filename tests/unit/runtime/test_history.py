@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pytest_llmbench.core.records import to_line
+from pytest_llmbench.runtime import history as history_module
 from pytest_llmbench.runtime.history import History
 from tests.unit.factories import cell_record
 
@@ -40,6 +43,8 @@ def test_what_teaches_nothing(tmp_path: Path) -> None:
         {**memory(), "host": "another machine"},
         memory(observed=None),
         memory(method="file_size"),
+        memory(predicted=0),
+        {"memory": {**memory()["memory"], "predicted_bytes": None}},
         {"memory": None},
         tail='{"torn',
     )
@@ -65,11 +70,19 @@ def test_no_folder_and_nonsense(tmp_path: Path) -> None:
 
 
 def test_usual_duration_of_a_measured_cell(tmp_path: Path) -> None:
-    timed = [{"nodeid": "a", "duration_seconds": seconds, "status": "passed"} for seconds in (10.0, 30.0, 20.0)]
+    times = (("passed", 10.0), ("failed", 30.0), ("passed", 20.0), ("failed", 40.0), ("failed", 50.0))
+    timed = [{"nodeid": "a", "duration_seconds": seconds, "status": status} for status, seconds in times]
     run(tmp_path, "20260101T000000Z-aaaa", *timed, {"nodeid": "a", "duration_seconds": 900.0, "status": "error"})
     history = History(tmp_path, HERE)
-    assert history.duration_seconds("a") == 20.0
+    assert history.duration_seconds("a") == 30.0
     assert history.duration_seconds("b") is None
+
+
+def test_records_are_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, "20260101T000000Z-aaaa", memory(1), memory(2))
+    size = (tmp_path / "20260101T000000Z-aaaa" / "cells.jsonl").stat().st_size
+    monkeypatch.setattr(history_module, "_MAX_BYTES", size - 100)
+    assert [seen.predicted_bytes for seen in History(tmp_path, HERE).observations] == [1]
 
 
 def test_only_the_newest_runs_are_read(tmp_path: Path) -> None:

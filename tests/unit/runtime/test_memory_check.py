@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from pytest_llmbench.core.cell import ServerSpec
 from pytest_llmbench.core.correction import Observation
 from pytest_llmbench.core.gguf import GgufHeader, read_header
+from pytest_llmbench.core.quantities import gigabytes
 from pytest_llmbench.runtime import memory_check
 from pytest_llmbench.runtime.available import AvailableMemory, DeviceMemory
 from pytest_llmbench.runtime.host import repacked_types_of
@@ -85,6 +87,44 @@ def test_weights_that_are_copied_are_named_once(llama: GgufHeader, monkeypatch: 
     assert copied.breakdown() == "KV cache 17.2 GB, weights 4.9 GB, compute 0.264 GB"
 
 
+def unknown(header: GgufHeader) -> GgufHeader:
+    metadata = {key.replace("llama.", "newest."): value for key, value in header.metadata.items()}
+    return replace(header, metadata={**metadata, "general.architecture": "newest"})
+
+
+def test_an_unknown_architecture_needs_at_least_its_weights(llama: GgufHeader) -> None:
+    prediction = predict(unknown(llama), check=MemoryCheck(4 * GB))
+    record = prediction.record()
+    assert record.predicted_low_bytes is not None
+    assert record.predicted_high_bytes is not None
+    assert record.required_bytes == record.predicted_low_bytes < record.predicted_high_bytes
+    assert prediction.verdict == "does_not_fit"
+    assert prediction.reason("Q4_K_M").message.startswith(f"needs at least {gigabytes(prediction.required_bytes)} of ")
+
+
+def test_a_header_that_names_no_layers(llama: GgufHeader) -> None:
+    header = replace(llama, metadata={"general.architecture": "llama"})
+    prediction = predict(header, check=MemoryCheck(4 * GB))
+    assert prediction.verdict == "does_not_fit"
+    assert prediction.largest_context is None
+
+
+@pytest.mark.parametrize("kind", ["embedded", "llama_cpp"])
+def test_what_a_kind_needs_and_taught(llama: GgufHeader, kind: str) -> None:
+    """An engine has its own overhead, and learns from its own runs alone."""
+    total = predict(llama).estimate.total_bytes
+    runs = [Observation("embedded", "m", "Q4_K_M", total, int(total * 1.1))]
+    asked = ServerSpec(kind, "m", model_file="x", context_size=8192)
+    prediction = MemoryCheck(None, lambda: runs).predict(asked, "m", "Q4_K_M", llama, None)
+    assert prediction is not None
+    assert (prediction.correction is not None) == (kind == "embedded")
+    assert (prediction.estimate.total_bytes > total) == (kind == "embedded")
+
+
+def test_without_a_context_the_model_has_its_own(llama: GgufHeader) -> None:
+    assert predict(llama, context_size=None).estimate == predict(llama, context_size=131072).estimate
+
+
 def test_nothing_makes_it_fit(llama: GgufHeader) -> None:
     message = predict(llama, check=MemoryCheck(GB)).reason("Q4_K_M").message
     assert message.endswith("; no context, cache type or quantization known here makes it fit")
@@ -96,7 +136,9 @@ def test_founding_rule_before_a_wheel_is_there() -> None:
     assert prediction.verdict == "does_not_fit"
     assert prediction.largest_context is None
     assert prediction.ways("Q4_K_M") == ()
-    assert prediction.reason("Q4_K_M").message.startswith("needs 12.0 GB of memory")
+    message = prediction.reason("Q4_K_M").message
+    assert message.startswith("needs 12.0 GB of memory")
+    assert "known here" not in message  # nothing was tried: a context can not be computed without a header
 
 
 def test_nothing_is_known() -> None:
@@ -131,6 +173,34 @@ class TestDevices:
         assert "may be used" not in reason.message  # main memory is not what is short
         assert " layers on the GPU (" in reason.message
         assert reason.evidence["device_free_bytes"] == 4 * GB
+        assert prediction.record().device_free_bytes == 4 * GB
+
+    def test_the_largest_part_is_that_of_the_memory_that_is_short(
+        self, llama: GgufHeader, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gpu = DeviceMemory(0, "GPU", 9 * GB, 9 * GB, unified=False)
+        monkeypatch.setattr(memory_check, "devices", lambda: [gpu])
+        on_gpu = predict(llama, gpu_layers=-1, context_size=131072)
+        assert on_gpu.estimate.host.kv_bytes == 0
+        assert on_gpu.too_big == "KV cache"
+        fits_there = predict(llama, gpu_layers=-1, context_size=16384, check=MemoryCheck(1))
+        assert fits_there.too_big == "weights"  # of the host: the embedding of tokens
+
+    def test_earlier_runs_correct_the_devices_part(self, llama: GgufHeader, monkeypatch: pytest.MonkeyPatch) -> None:
+        gpu = DeviceMemory(0, "GPU", 24 * GB, 24 * GB, unified=False)
+        monkeypatch.setattr(memory_check, "devices", lambda: [gpu])
+        plain = predict(llama, gpu_layers=-1)
+        total = plain.estimate.total_bytes
+        runs = [Observation("llama_cpp", "m", "Q4_K_M", total, int(total * 1.1))]
+        corrected = predict(llama, gpu_layers=-1, check=MemoryCheck(None, lambda: runs))
+        assert corrected.device_bytes == pytest.approx(plain.device_bytes * 1.1, rel=1e-6)
+
+    def test_one_unified_gpu_among_others_is_what_counts(
+        self, llama: GgufHeader, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gpus = [DeviceMemory(index, "GPU", 3 * GB, 2 * GB, unified=index == 1) for index in range(2)]
+        monkeypatch.setattr(memory_check, "devices", lambda: gpus)
+        assert predict(llama, gpu_layers=-1).device == gpus[1]
 
     def test_unified_memory_is_the_machines(self, llama: GgufHeader, monkeypatch: pytest.MonkeyPatch) -> None:
         gpu = DeviceMemory(0, "Orin", 60 * GB, 50 * GB, unified=True)
@@ -146,6 +216,17 @@ class TestDevices:
 
 
 class TestArguments:
+    def test_types_of_the_cache_are_those_of_the_spec(self) -> None:
+        settings = settings_of(spec(cache_type_k="q8_0", cache_type_v="q4_0"), None)
+        assert (settings.cache_type_k, settings.cache_type_v) == ("q8_0", "q4_0")
+
+    @pytest.mark.parametrize(
+        ("arguments", "fast"),
+        [(("--flash-attn", word), word not in {"off", "0", "false"}) for word in ("on", "auto", "off", "0", "false")],
+    )
+    def test_flash_attention_by_its_long_name(self, arguments: tuple[str, ...], *, fast: bool) -> None:
+        assert settings_of(spec(extra_args=arguments), None).flash_attention == fast
+
     def test_what_changes_memory_is_obeyed(self) -> None:
         arguments = ("-ub", "128", "--cache-type-k", "q8_0", "-ctv", "q4_0", "-fa", "off", "--threads", "3")
         settings = settings_of(spec(extra_args=arguments), None)
@@ -154,7 +235,9 @@ class TestArguments:
         assert not settings.flash_attention
 
     def test_nonsense_is_left_to_the_binary(self) -> None:
-        assert settings_of(spec(extra_args=("-ub", "many", "-ctk", "q9", "-ub")), None) == settings_of(spec(), None)
+        assert settings_of(spec(extra_args=("-ub", "many", "-ub", "0", "-ctk", "q9", "-ub")), None) == settings_of(
+            spec(), None
+        )
 
 
 @pytest.mark.parametrize(
@@ -170,3 +253,11 @@ class TestArguments:
 )
 def test_types_that_a_cpu_repacks(machine: str, flags: set[str], names: set[str]) -> None:
     assert {name for name, _ in repacked_types_of(machine, frozenset(flags))} == names
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 bytes"), (999_999, "999999 bytes"), (1_000_000, "0.001 GB"), (14 * 2**30, "15.0 GB"), (GB, "1.0 GB")],
+)
+def test_sizes_for_people(size_bytes: int, text: str) -> None:
+    assert gigabytes(size_bytes) == text

@@ -21,8 +21,8 @@ import pytest
 
 from pytest_llmbench.core.config import ModelEntry, Source
 from pytest_llmbench.errors import ModelNotDownloaded
-from pytest_llmbench.runtime import transfer
-from pytest_llmbench.runtime.models import ModelStore, sha256_of
+from pytest_llmbench.runtime.modelstore import transfer
+from pytest_llmbench.runtime.modelstore.store import ModelStore, sha256_of
 from tests.servers.hub import small_gguf
 from tests.unit.runtime.models_shared import (
     CONTENT,

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from pytest_llmbench.errors import ModelError, ModelNotDownloaded
-from pytest_llmbench.runtime import transfer
-from pytest_llmbench.runtime.models import ModelStore
+from pytest_llmbench.runtime.modelstore import transfer
+from pytest_llmbench.runtime.modelstore.store import ModelStore
 from tests.servers.hub import COMMIT, Hub, HubFile, HubRepo, small_gguf
 from tests.unit.runtime.models_shared import (
     CONTENT,

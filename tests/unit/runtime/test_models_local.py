@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pytest_llmbench.runtime.model_metadata import Metadata
-from pytest_llmbench.runtime.models import ModelStore
+from pytest_llmbench.runtime.modelstore.metadata import Metadata
+from pytest_llmbench.runtime.modelstore.store import ModelStore
 from tests.servers.hub import COMMIT, Hub, small_gguf
 from tests.unit.runtime.models_shared import CONTENT, REPO, SHA256, Steps, entry, from_hub, refused, target_of
 

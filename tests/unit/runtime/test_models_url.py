@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from pytest_llmbench.core.config import ModelEntry, Source
 from pytest_llmbench.errors import ModelError
-from pytest_llmbench.runtime import transfer
-from pytest_llmbench.runtime.models import ModelStore
+from pytest_llmbench.runtime.modelstore import transfer
+from pytest_llmbench.runtime.modelstore.store import ModelStore
 from tests.servers.hub import Hub, HubFile, small_gguf
 from tests.unit.runtime.models_shared import (
     CONTENT,

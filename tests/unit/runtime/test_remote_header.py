@@ -15,8 +15,8 @@ import requests
 
 from pytest_llmbench.core.gguf import parse_header
 from pytest_llmbench.errors import ModelError
-from pytest_llmbench.runtime import remote_header
-from pytest_llmbench.runtime.remote_header import RemoteHeader, read_remote_header
+from pytest_llmbench.runtime.modelstore import remote_header
+from pytest_llmbench.runtime.modelstore.remote_header import RemoteHeader, read_remote_header
 from tests.servers.range_server import Answer, RangeServer, Request, ranged, redirect, status, whole
 from tests.unit.core.gguf_bytes import DATA_BYTES, TENSORS, USUAL, gguf_file, strings
 

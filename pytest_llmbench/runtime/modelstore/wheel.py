@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pytest_llmbench.core.config import Source
 from pytest_llmbench.errors import ModelError
-from pytest_llmbench.runtime.transfer import Progress, require_checksum, require_disk_space, sha256_of
+from pytest_llmbench.runtime.modelstore.transfer import Progress, require_checksum, require_disk_space, sha256_of
 
 logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 1024 * 1024

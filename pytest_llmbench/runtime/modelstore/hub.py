@@ -1,7 +1,7 @@
 """Models on Hugging Face, or on a hub of the same kind (``HF_ENDPOINT``).
 
 ``huggingface_hub`` says what a repository holds, where its files are and which token to send. The bytes are fetched by
-:mod:`~pytest_llmbench.runtime.transfer`: the library's own download begins a file anew after an interruption (each try
+:mod:`~pytest_llmbench.runtime.modelstore.transfer`: the library's own download begins a file anew after an interruption (each try
 writes to a temporary file of its own), and keeps notes and locks beside what it fetches.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from pytest_llmbench.core.yaml_source import nearest
 from pytest_llmbench.errors import ModelError
-from pytest_llmbench.runtime.transfer import RemoteFile, RemoteModel, Transient, persistently
+from pytest_llmbench.runtime.modelstore.transfer import RemoteFile, RemoteModel, Transient, persistently
 
 _LIBRARY = "pytest-llmbench"
 _DEFAULT_REVISION = "main"

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pytest_llmbench.core.config import Source
 from pytest_llmbench.errors import ModelError
-from pytest_llmbench.runtime.transfer import (
+from pytest_llmbench.runtime.modelstore.transfer import (
     RemoteFile,
     RemoteModel,
     Transient,

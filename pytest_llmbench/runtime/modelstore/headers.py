@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pytest_llmbench.core.gguf import GgufHeader, dump_header, load_header
 from pytest_llmbench.errors import ModelError
-from pytest_llmbench.runtime.remote_header import read_remote_header
-from pytest_llmbench.runtime.transfer import Refused, RemoteFile
+from pytest_llmbench.runtime.modelstore.remote_header import read_remote_header
+from pytest_llmbench.runtime.modelstore.transfer import Refused, RemoteFile
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def remote_header(file: RemoteFile, cache: Path, headers: Mapping[str, str], ref
     """The header of a remote file, from ``cache`` where its version has been read before.
 
     Raises:
-        ModelError: what :func:`~pytest_llmbench.runtime.remote_header.read_remote_header` raises, with ``refused``
+        ModelError: what :func:`~pytest_llmbench.runtime.modelstore.remote_header.read_remote_header` raises, with ``refused``
             telling what an HTTP status means.
     """
     note = cache / f"{hashlib.sha256(f'{file.url} {file.version}'.encode()).hexdigest()[:24]}.json"

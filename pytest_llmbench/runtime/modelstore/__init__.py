@@ -1,0 +1,1 @@
+"""Models: where they are, where they come from, and how they get here."""
