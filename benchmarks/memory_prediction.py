@@ -57,6 +57,7 @@ MODEL = REPOSITORY / "models" / "135M" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MADE_HERE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16")
 MADE_BY_TOOL = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K")
 SHAPE_CASES = ((8192, 1, "f16"), (8192, 4, "f16"), (32768, 1, "q8_0"), (131072, 1, "f16"), (131072, 4, "q8_0"))
+TRAINED_TOKENS = 8192  # of the ladder's model
 PROMPT_TOKENS, ANSWER_TOKENS = 600, 8
 MAX_COMPUTE_PERCENT, MAX_MEDIAN_PERCENT, MAX_WORST_PERCENT, MAX_BELOW_PERCENT = 5.0, 3.0, 10.0, 3.0
 LOG_DIGIT_BYTES = 0.01 * MIB  # the log rounds to hundredths of a MiB
@@ -92,17 +93,18 @@ def main() -> int:
             )
             if binary_dir is not None:
                 results["llama-server"] = list(_on_binary(binary_dir, files, Path(folder), quick=options.quick))
+                _show("llama-server", results["llama-server"])
             results["embedded"] = list(_on_embedded(files, Path(folder), quick=options.quick))
+            _show("embedded", results["embedded"])
         if "shapes" in parts and binary_dir is not None:
             results["shapes"] = list(_shapes(binary_dir, Path(folder), quick=options.quick))
+            _show("shapes", results["shapes"])
     if not any(results.values()):
         print("nothing could be compared: build the engine first, scripts/build-llama-server", file=sys.stderr)
         return 2
     problems = [problem for part, rows in results.items() for problem in _judge(part, rows)]
     if options.json:
         print(json.dumps({"rows": {part: [asdict(row) for row in rows] for part, rows in results.items()}}))
-    for part, rows in results.items():
-        _show(part, rows)
     for problem in problems:
         print(f"outside the bounds: {problem}")
     return 1 if problems else 0
@@ -173,9 +175,9 @@ def _run_binary(server: Path, file: Path, settings: ServingSettings, log_stem: P
 
 
 def _on_embedded(files: list[Path], folder: Path, *, quick: bool) -> Iterator[Row]:
-    """One slot, as the backend starts it; this engine keeps its log to itself, so only the total is compared."""
+    """One slot and no more than the trained context, as the backend demands; its log is not read, only the total."""
     for file, (context, parallel, cache) in product(files, _cases(quick=quick)):
-        if parallel > 1:
+        if parallel > 1 or context > TRAINED_TOKENS:
             continue
         spec = ServerSpec("embedded", "small", context_size=context, cache_type_k=cache, cache_type_v=cache)
         server = EmbeddedBackend().start(StartRequest(spec, file, folder / "server"))
@@ -285,7 +287,7 @@ def _show(part: str, rows: list[Row]) -> None:
             columns.append(
                 f"{median(map(abs, errors)):.2f} [{min(errors):+.1f}, {max(errors):+.1f}]" if errors else "–"
             )
-        print(f"{name:24}{len(group):>6}" + "".join(f"{column:>18}" for column in columns))
+        print(f"{name:24}{len(group):>6}" + "".join(f"{column:>18}" for column in columns), flush=True)
 
 
 def _error_percent(predicted: int, true: int) -> float:

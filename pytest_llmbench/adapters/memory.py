@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from urllib.parse import urlsplit
 
 from pytest_llmbench.adapters.llm import CellRun
 from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.backends.base import RunningServer
-from pytest_llmbench.core.cell import Cell
+from pytest_llmbench.core.cell import Cell, ServerSpec
 from pytest_llmbench.core.gguf import GgufHeader
 from pytest_llmbench.core.records import MemoryRecord
 from pytest_llmbench.errors import DoesNotFit, ModelError
@@ -23,7 +24,7 @@ def predict(suite: Suite, cell: Cell) -> Prediction | None:
         ModelError: the model's file, or where it would come from, is not what was expected.
     """
     spec = suite.spec(cell)
-    if spec.model_file is None:
+    if spec.model_file is None or not is_here(spec):
         return None
     model = suite.matrix.of(cell).model
     found = suite.store.header(model, cell.quantization)
@@ -31,6 +32,11 @@ def predict(suite: Suite, cell: Cell) -> Prediction | None:
     source = model.source.get(cell.quantization)
     size_bytes = source.size_bytes if source is not None else None
     return suite.memory_check.predict(spec, model.name, cell.quantization, header, size_bytes)
+
+
+def is_here(spec: ServerSpec) -> bool:
+    """Whether the server would run on this machine: an Ollama that is asked to import a file may be elsewhere."""
+    return spec.base_url is None or urlsplit(spec.base_url).hostname in {"127.0.0.1", "::1", "localhost"}
 
 
 def check_before_download(suite: Suite, cell: Cell, run: CellRun) -> None:

@@ -191,7 +191,7 @@ class _Planner:
         """As the record would have it; what would help is a search of some 15 ms, so not for thousands of servers."""
         self._refusals += 1
         if self._refusals > _EXPLAINED:
-            needed = prediction.estimate.low_bytes
+            needed = prediction.required_bytes
             text = f"needs {gigabytes(needed)} of memory, more than there is; plan fewer cells to learn what would help"
             reason = Reason(code="does_not_fit", message=text, evidence={"predicted_bytes": needed})
         else:

@@ -18,7 +18,7 @@ from pytest_llmbench.commands.setup import Setup, read_setup
 from pytest_llmbench.core.cell import ServerSpec
 from pytest_llmbench.core.config import Config
 from pytest_llmbench.core.correction import Observation, correction_for
-from pytest_llmbench.core.fitting import Way, required_bytes
+from pytest_llmbench.core.fitting import Way
 from pytest_llmbench.core.memory import ServingSettings, estimate_memory
 from pytest_llmbench.errors import ConfigError, ModelError
 from pytest_llmbench.runtime import host
@@ -203,4 +203,4 @@ def _ways(
 def _total_bytes(prediction: Prediction) -> int:
     """What is required at most, of main memory and device together: as the other ways tell it."""
     estimate = prediction.estimate
-    return required_bytes(estimate.high_bytes, estimate, prediction.factor) + prediction.device_bytes
+    return estimate.most.required_host_bytes(prediction.factor) + prediction.device_bytes

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pytest_llmbench.commands.estimate_subject import Subject
-from pytest_llmbench.core.fitting import Way, required_bytes
+from pytest_llmbench.core.fitting import Way
 from pytest_llmbench.core.model_shape import shape_of
 from pytest_llmbench.runtime.memory_check import Prediction
 
@@ -55,7 +55,7 @@ class Answer:
         if self.prediction is None:
             raise ValueError(self.problem)
         estimate, factor = self.prediction.estimate, self.prediction.factor
-        return self.prediction.required_bytes, required_bytes(estimate.high_bytes, estimate, factor)
+        return self.prediction.required_bytes, estimate.most.required_host_bytes(factor)
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ class EstimateRecord:
             fits={"fits": True, "does_not_fit": False, "uncertain": None}[prediction.verdict],
             **parts,
             total_bytes=estimate.total_bytes,
-            low_bytes=estimate.low_bytes,
-            high_bytes=estimate.high_bytes,
+            low_bytes=estimate.least.total_bytes,
+            high_bytes=estimate.most.total_bytes,
             reclaimable_bytes=estimate.reclaimable_bytes,
             required_bytes=prediction.required_bytes,
             available_bytes=prediction.available.bytes,

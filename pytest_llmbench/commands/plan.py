@@ -34,9 +34,6 @@ def _as_json(arguments: Sequence[str]) -> int:
             sys.stdout.write(path.read_text(encoding="utf-8"))
             return _status(ended.returncode)
     sys.stderr.write(ended.stdout + ended.stderr)
-    if ended.returncode in _COLLECTED:
-        print("llmbench: this is no benchmark suite; llmbench init makes one", file=sys.stderr)  # noqa: T201
-        return 2
     return _status(ended.returncode)
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pytest_llmbench.core.gguf import GgufHeader
-from pytest_llmbench.core.memory import MemoryEstimate, ServingSettings, estimate_memory
+from pytest_llmbench.core.memory import MemoryEstimate, MemoryParts, Placed, ServingSettings, estimate_memory
+from pytest_llmbench.core.model_shape import shape_of
 
 Verdict = Literal["fits", "does_not_fit", "uncertain"]
+_CACHE_BLOCK = 32  # elements that q8_0, q4_0 and their kin quantize together
 _STEP_TOKENS = 256  # llama.cpp pads a context to a multiple of this
 _MOST_TOKENS = 1 << 24  # where the header names no trained context
 
@@ -17,6 +19,7 @@ _MOST_TOKENS = 1 << 24  # where the header names no trained context
 # does those of most dense models. Within some 5 % for others.
 _RELATIVE_SIZE = {
     "F16": 1.0,
+    "BF16": 1.0,
     "Q8_0": 0.531,
     "Q6_K": 0.410,
     "Q5_K_M": 0.356,
@@ -50,22 +53,23 @@ class Way:
     about: bool = False
 
 
-def required_bytes(total_bytes: int, estimate: MemoryEstimate, factor: float = 1.0) -> int:
-    """Main memory that has to be there for a total: corrected, without the device's part and what can be dropped."""
-    return max(int((total_bytes - estimate.device.total_bytes) * factor) - estimate.reclaimable_bytes, 0)
-
-
 def verdict(estimate: MemoryEstimate, room: Room, factor: float = 1.0) -> Verdict:
     """Compare a prediction with the room there is; ``uncertain`` where the room lies between the prediction's bounds.
 
     Args:
         factor: correction of the prediction by earlier runs.
     """
-    if room.device_bytes is not None and estimate.device.total_bytes * factor > room.device_bytes:
+    if not _is_enough(estimate.least, estimate, room, factor):
         return "does_not_fit"
-    if required_bytes(estimate.low_bytes, estimate, factor) > room.host_bytes:
-        return "does_not_fit"
-    return "fits" if required_bytes(estimate.high_bytes, estimate, factor) <= room.host_bytes else "uncertain"
+    return "fits" if _is_enough(estimate.most, estimate, room, factor) else "uncertain"
+
+
+def _is_enough(placed: Placed, estimate: MemoryEstimate, room: Room, factor: float) -> bool:
+    device = room.device_bytes
+    if device is None or not estimate.placed:
+        needed = placed.required_host_bytes(factor) + placed.required_device_bytes(factor)
+        return needed <= room.host_bytes + (device or 0)
+    return placed.required_host_bytes(factor) <= room.host_bytes and placed.required_device_bytes(factor) <= device
 
 
 def largest_context(header: GgufHeader, settings: ServingSettings, room: Room, factor: float = 1.0) -> int:
@@ -89,16 +93,18 @@ def ways_to_fit(
     """Single changes that would make it fit, mildest first, and where none does, a smaller cache and context together.
 
     Args:
-        quantization: of the file, to say what another would need; None: as the header says.
+        quantization: of the file where its header names none, to say what another would need.
     """
     ways = [*_cache_ways(header, settings, room, factor)]
     context = largest_context(header, settings, room, factor)
     if 0 < context < settings.context_tokens:
         ways.append(_way(f"context {context}", header, replace(settings, context_tokens=context), factor))
     ways += _layer_ways(header, settings, room, factor)
-    ways += _quantization_ways(header, settings, room, factor, quantization or header.file_type)
+    ways += _quantization_ways(header, settings, room, factor, header.file_type or quantization)
     if ways:
         return tuple(ways)
+    if not _can_quantize_cache(header):
+        return ()
     smallest = replace(settings, cache_type_k="q8_0", cache_type_v="q8_0", flash_attention=True)
     context = largest_context(header, smallest, room, factor)
     if context:
@@ -109,12 +115,20 @@ def ways_to_fit(
 
 def _cache_ways(header: GgufHeader, settings: ServingSettings, room: Room, factor: float) -> list[Way]:
     present = estimate_memory(header, settings).parts.kv_bytes
+    also = "" if settings.flash_attention else " with flash attention"  # which a quantized cache needs
     ways = []
-    for name in ("q8_0", "q4_0"):
+    for name in ("q8_0", "q4_0") if _can_quantize_cache(header) else ():
         changed = replace(settings, cache_type_k=name, cache_type_v=name, flash_attention=True)
         if estimate_memory(header, changed).parts.kv_bytes < present and _fits(header, changed, room, factor):
-            ways.append(_way(f"KV cache {name}", header, changed, factor))
+            ways.append(_way(f"KV cache {name}{also}", header, changed, factor))
     return ways
+
+
+def _can_quantize_cache(header: GgufHeader) -> bool:
+    """Whether every head is a whole number of blocks; llama.cpp refuses others (llama-context.cpp)."""
+    shape = shape_of(header)
+    lengths = (length for layer in shape.layers for length in (layer.key_length, layer.value_length)) if shape else ()
+    return not any(length % _CACHE_BLOCK for length in lengths)
 
 
 def _layer_ways(header: GgufHeader, settings: ServingSettings, room: Room, factor: float) -> list[Way]:
@@ -141,17 +155,21 @@ def _quantization_ways(
     estimate = estimate_memory(header, settings)
     ways = []
     for name, size in _RELATIVE_SIZE.items():
-        saved = int(estimate.parts.weights_bytes * (1 - size / present))
-        total = int((estimate.high_bytes - estimate.reclaimable_bytes - saved) * factor)
-        if size < present and total <= room.host_bytes + (room.device_bytes or 0):
+        smaller = Placed(*(_scaled(parts, size / present) for parts in (estimate.host, estimate.device)))
+        if size < present and _is_enough(smaller, estimate, room, factor):
+            total = smaller.required_host_bytes(factor) + smaller.required_device_bytes(factor)
             ways.append(Way(f"quantization {name}", total, about=True))
     return ways[:1]
 
 
+def _scaled(parts: MemoryParts, share: float) -> MemoryParts:
+    weights, repacked = int(parts.weights_bytes * share), int(parts.repacked_bytes * share)
+    return replace(parts, weights_bytes=weights, repacked_bytes=repacked)
+
+
 def _way(change: str, header: GgufHeader, settings: ServingSettings, factor: float) -> Way:
-    estimate = estimate_memory(header, settings)
-    host = required_bytes(estimate.high_bytes, estimate, factor)
-    return Way(change, host + int(estimate.device.total_bytes * factor))
+    most = estimate_memory(header, settings).most
+    return Way(change, most.required_host_bytes(factor) + most.required_device_bytes(factor))
 
 
 def _fits(header: GgufHeader, settings: ServingSettings, room: Room, factor: float) -> bool:

@@ -8,7 +8,7 @@ sources are named where they stand; ``benchmarks/memory_prediction.py`` compares
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from pytest_llmbench.core.gguf import GgufHeader, Tensor
@@ -111,37 +111,71 @@ class MemoryParts:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryEstimate:
-    """A prediction.
+class Placed:
+    """Parts in main memory and on the device. With unified memory all of it is ``host``."""
 
-    Attributes:
-        host, device: parts in main memory and on the device. With unified memory all of it is ``host``.
-        low_bytes, high_bytes: bounds of the total; both are the total where the architecture is known.
-        method: ``header``, or ``file_size`` where there was none to read.
-        notes: what is not certain about it.
-    """
-
-    host: MemoryParts
-    device: MemoryParts
-    low_bytes: int
-    high_bytes: int
-    method: Literal["header", "file_size"] = "header"
-    notes: tuple[str, ...] = ()
-
-    @property
-    def parts(self) -> MemoryParts:
-        """Host and device together."""
-        return self.host + self.device
+    host: MemoryParts = MemoryParts()
+    device: MemoryParts = MemoryParts()
 
     @property
     def total_bytes(self) -> int:
         """Host and device together."""
         return self.host.total_bytes + self.device.total_bytes
 
+    def required_host_bytes(self, factor: float = 1.0) -> int:
+        """Main memory that has to be there, without what the kernel can drop.
+
+        Args:
+            factor: correction of the prediction by earlier runs.
+        """
+        return max(int(self.host.total_bytes * factor) - self.host.repacked_bytes, 0)
+
+    def required_device_bytes(self, factor: float = 1.0) -> int:
+        """Device memory that has to be there."""
+        return int(self.device.total_bytes * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """A prediction.
+
+    Attributes:
+        least, most: its bounds; both are the same where the architecture is known.
+        method: ``header``, or ``file_size`` where there was none to read.
+        notes: what is not certain about it.
+        placed: how it is spread over host and device is known; else all of it is told as the host's.
+    """
+
+    least: Placed
+    most: Placed
+    method: Literal["header", "file_size"] = "header"
+    notes: tuple[str, ...] = ()
+    placed: bool = True
+
+    @property
+    def host(self) -> MemoryParts:
+        """In main memory, at most."""
+        return self.most.host
+
+    @property
+    def device(self) -> MemoryParts:
+        """On the device, at most."""
+        return self.most.device
+
+    @property
+    def parts(self) -> MemoryParts:
+        """Host and device together, at most."""
+        return self.most.host + self.most.device
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it, at most."""
+        return self.most.total_bytes
+
     @property
     def exact(self) -> bool:
         """Whether it is a point, not bounds."""
-        return self.low_bytes == self.high_bytes
+        return self.least == self.most
 
     @property
     def reclaimable_bytes(self) -> int:
@@ -149,12 +183,16 @@ class MemoryEstimate:
         return self.host.repacked_bytes
 
 
-def estimate_from_size(size_bytes: int) -> MemoryEstimate:
-    """The founding rule, for a file whose header can not be read before it is fetched: its size × 1.2."""
+def estimate_from_size(size_bytes: int, *, gpu: bool = False) -> MemoryEstimate:
+    """The founding rule, for a file whose header can not be read before it is fetched: its size × 1.2.
+
+    Args:
+        gpu: a part of it, nobody knows which, is to be on a device.
+    """
     total = int(size_bytes * FOUNDING_FACTOR)
-    host = MemoryParts(weights_bytes=size_bytes, overhead_bytes=total - size_bytes)
+    placed = Placed(MemoryParts(weights_bytes=size_bytes, overhead_bytes=total - size_bytes))
     note = "from the file's size × 1.2, because there is no header to read yet; a long context is not in it"
-    return MemoryEstimate(host, MemoryParts(), total, total, "file_size", (note,))
+    return MemoryEstimate(placed, placed, "file_size", (note,), placed=not gpu)
 
 
 def estimate_memory(header: GgufHeader, settings: ServingSettings) -> MemoryEstimate:
@@ -169,80 +207,98 @@ def estimate_memory(header: GgufHeader, settings: ServingSettings) -> MemoryEsti
     shape = shape_of(header)
     if shape is None:
         return _without_shape(header, settings)
-    split = _Split(shape, settings)
-    host, device = _place_weights(header.tensors, split, settings)
-    placed_kv = [_kv_bytes(layer, settings, shape) for layer in shape.layers]
-    placed_state = [_FLOAT_BYTES * layer.state_elements * max(1, settings.parallel) for layer in shape.layers]
-    on_device = [split.on_device(index) for index in range(len(shape.layers))]
+    exact = _placed(header, shape, settings)
+    if settings.device == "unified":
+        exact = Placed(exact.host + exact.device)
+    if shape.known:
+        return MemoryEstimate(exact, exact)
+    note = (
+        f"the architecture {shape.architecture!r} is not known here: it needs between the weights alone and full "
+        "attention in every layer"
+    )
+    least = Placed(_least(exact.host), _least(exact.device))
+    most = Placed(_most(exact.host), _most(exact.device))
+    return MemoryEstimate(least, most, notes=(note,))
+
+
+def _placed(header: GgufHeader, shape: ModelShape, settings: ServingSettings) -> Placed:
+    split = _Split(header, settings)
+    layers = range(len(shape.layers))
+    kv = [_kv_bytes(layer, settings, shape) for layer in shape.layers]
+    state = [_FLOAT_BYTES * layer.state_elements * max(1, settings.parallel) for layer in shape.layers]
+    away = [split.on_device(index) for index in layers]
     compute = _compute_bytes(shape, settings)
-    offloaded = any(on_device) or split.output_on_device
-    overhead = _OVERHEADS.get(settings.engine, _OVERHEADS["llama_cpp"])
+    host, device = _place_weights(header.tensors, split, settings, len(shape.layers))
+    overhead = _overhead(settings)
     host += MemoryParts(
-        kv_bytes=sum(size for size, away in zip(placed_kv, on_device, strict=True) if not away),
-        recurrent_bytes=sum(size for size, away in zip(placed_state, on_device, strict=True) if not away),
-        compute_bytes=_input_bytes(shape, settings) if all(on_device) and on_device else compute,
+        kv_bytes=sum(kv[index] for index in layers if not away[index]),
+        recurrent_bytes=sum(state[index] for index in layers if not away[index]),
+        compute_bytes=_input_bytes(shape, settings) if all(away) else compute,
         output_bytes=_FLOAT_BYTES * shape.vocabulary * max(1, settings.parallel),
         overhead_bytes=overhead.base_bytes
         + overhead.per_token_bytes * shape.vocabulary
         + overhead.per_merge_bytes * shape.merges,
     )
-    device += MemoryParts(
-        kv_bytes=sum(size for size, away in zip(placed_kv, on_device, strict=True) if away),
-        recurrent_bytes=sum(size for size, away in zip(placed_state, on_device, strict=True) if away),
-        compute_bytes=compute if offloaded else 0,
-        overhead_bytes=_GPU_CONTEXT_BYTES if settings.device == "gpu" and offloaded else 0,
-    )
-    if settings.device == "unified":
-        host, device = host + device, MemoryParts()
-    return _with_bounds(shape, host, device)
+    if split.output_on_device:
+        device += MemoryParts(
+            kv_bytes=sum(kv[index] for index in layers if away[index]),
+            recurrent_bytes=sum(state[index] for index in layers if away[index]),
+            compute_bytes=compute,
+            overhead_bytes=_GPU_CONTEXT_BYTES,
+        )
+    return Placed(host, device)
 
 
-def _with_bounds(shape: ModelShape, host: MemoryParts, device: MemoryParts) -> MemoryEstimate:
-    total = host.total_bytes + device.total_bytes
-    if shape.known:
-        return MemoryEstimate(host, device, total, total)
-    both = host + device
-    low = both.weights_bytes + both.output_bytes + both.overhead_bytes
-    note = (
-        f"the architecture {shape.architecture!r} is not known here: it needs between the weights alone and full "
-        "attention in every layer"
-    )
-    return MemoryEstimate(host, device, low, total + both.compute_bytes, notes=(note,))
+def _least(parts: MemoryParts) -> MemoryParts:
+    return replace(parts, kv_bytes=0, recurrent_bytes=0, compute_bytes=0)
+
+
+def _most(parts: MemoryParts) -> MemoryParts:
+    return replace(parts, compute_bytes=2 * parts.compute_bytes)
 
 
 def _without_shape(header: GgufHeader, settings: ServingSettings) -> MemoryEstimate:
-    """A header that names no layers: the weights are sure, the rest is the founding rule's fifth of them."""
-    weights = header.tensor_bytes
-    overhead = _OVERHEADS.get(settings.engine, _OVERHEADS["llama_cpp"]).base_bytes
-    host = MemoryParts(weights_bytes=weights, overhead_bytes=overhead)
-    high = max(int(weights * FOUNDING_FACTOR), weights + overhead)
+    """A header that names no layers: the weights are sure, the rest is at most the founding rule's fifth of them."""
+    least = MemoryParts(weights_bytes=header.tensor_bytes, overhead_bytes=_overhead(settings).base_bytes)
+    fifth = int(header.tensor_bytes * (FOUNDING_FACTOR - 1))
+    most = replace(least, overhead_bytes=max(least.overhead_bytes, fifth))
     note = "the header does not describe the model's layers: at least the weights, at most by guess a fifth more"
-    return MemoryEstimate(host, MemoryParts(), weights + overhead, high, notes=(note,))
+    return MemoryEstimate(Placed(least), Placed(most), notes=(note,), placed=settings.device == "cpu")
+
+
+def _overhead(settings: ServingSettings) -> Overhead:
+    return _OVERHEADS.get(settings.engine, _OVERHEADS["llama_cpp"])
 
 
 class _Split:
     """Which layers are on the device: the last ones, the output layer before all others (llama.cpp's load_tensors)."""
 
-    def __init__(self, shape: ModelShape, settings: ServingSettings) -> None:
-        blocks = len(shape.layers)
-        wanted = settings.gpu_layers if settings.gpu_layers >= 0 else blocks + 1
-        count = min(wanted, blocks + 1) if settings.device != "cpu" else 0
-        self._first = blocks + 1 - count
+    def __init__(self, header: GgufHeader, settings: ServingSettings) -> None:
+        everything = (header.block_count or 0) + 1
+        wanted = settings.gpu_layers if settings.gpu_layers >= 0 else everything
+        count = min(wanted, everything) if settings.device != "cpu" else 0
+        self._first = everything - count
         self.output_on_device = count > 0
 
     def on_device(self, index: int) -> bool:
-        return index >= self._first
+        return self.output_on_device and index >= self._first
 
 
 def _place_weights(
-    tensors: Collection[Tensor], split: _Split, settings: ServingSettings
+    tensors: Collection[Tensor], split: _Split, settings: ServingSettings, layers: int
 ) -> tuple[MemoryParts, MemoryParts]:
-    """Host's and device's weights. The embedding of tokens stays on the host; tied to the output, it is there twice."""
+    """Host's and device's weights. The embedding of tokens stays on the host; tied to the output, it is there twice.
+
+    Args:
+        layers: how many are loaded; those that come after them are for speculative decoding.
+    """
     repacks = dict(settings.repacked_types)
     host = repacked = device = 0
     tied = not any(tensor.name == "output.weight" for tensor in tensors)
     for tensor in tensors:
         place, index = _place_of(tensor.name)
+        if place == "block" and index >= layers:
+            continue
         away = split.on_device(index) if place == "block" else split.output_on_device if place == "output" else False
         if away:
             device += tensor.size_bytes
@@ -278,7 +334,7 @@ def _padded(tokens: int) -> int:
 
 def _cells(layer_window: int | None, settings: ServingSettings) -> tuple[int, int]:
     """Tokens that a layer caches per stream, and the number of streams (llama-kv-cache-iswa.cpp, llama-context.cpp)."""
-    streams = 1 if settings.unified_kv else settings.parallel
+    streams = 1 if settings.unified_kv else max(1, settings.parallel)
     tokens = _padded(settings.context_tokens)
     if streams > 1:
         tokens = _padded(tokens // streams)

@@ -82,7 +82,7 @@ _WINDOWS = {
     "afmoe": _Windows(4),
     "cohere2": _Windows(4),
     "cohere2moe": _Windows(4, full_first=True),
-    "exaone4": _Windows(4),
+    "exaone4": _Windows(4, default_tokens=4096),
     "exaone-moe": _Windows(4, default_tokens=128),
     "gemma2": _Windows(2, default_tokens=4096),
     "gemma3": _Windows(6),
@@ -94,7 +94,7 @@ _WINDOWS = {
     "muse-glimmer": _Windows(4),
     "olmo2": _Windows(4),
     "plamo3": _Windows(8),
-    "smallthinker": _Windows(4, full_first=True, default_tokens=4096),
+    "smallthinker": _Windows(4, full_first=True),
 }
 # These say in the header which layers slide.
 _WINDOWS_IN_HEADER = frozenset({"gemma4", "granite_swa", "maple", "mimo2", "spark2_5", "step35"})
@@ -110,16 +110,23 @@ _HYBRID_IN_EVERY_LAYER = frozenset({"falcon-h1"})
 
 # Every layer attends to the whole context, whatever else the header says.
 _FULL_ATTENTION_NAMES = """
-    apertus arcee arctic baichuan bailingmoe bailingmoe2 bitnet bloom chameleon chatglm codeshell cogvlm command-r
-    dbrx deci deepseek deepseek2 dots1 ernie4_5 ernie4_5-moe exaone falcon gemma glm4 glm4moe gpt2 gptj gptneox granite
-    granitemoe grok grovemoe hunyuan-dense hunyuan-moe internlm2 jais jais2 llama maincoder minicpm minicpm3 minimax-m2
-    mistral3 mistral4 mpt nanbeige nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plm
-    qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe refact seed_oss smollm3 stablelm starcoder starcoder2
-    xverse
+    apertus arcee arctic baichuan bailingmoe bailingmoe2 bitnet bloom chameleon chatglm codeshell cogvlm
+    command-r dbrx deci deepseek deepseek2 deepseek2-ocr dots1 ernie4_5 ernie4_5-moe exaone falcon gemma glm4
+    glm4moe gpt2 gptj gptneox granite granitemoe grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl internlm2
+    jais jais2 llama llama-embed maincoder minicpm minicpm3 minimax-m2 mistral3 mistral4 mpt nanbeige nemotron
+    olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plm qwen qwen2 qwen2moe qwen2vl
+    qwen3 qwen3moe qwen3vl qwen3vlmoe refact seed_oss smollm3 stablelm starcoder starcoder2 xverse
 """
 _FULL_ATTENTION = frozenset(_FULL_ATTENTION_NAMES.split())
+# Encoders and diffusion models read everything at once and cache nothing.
+_WITHOUT_CACHE_NAMES = """
+    bert clef dream eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llada llada-moe modern-bert neo-bert nomic-bert
+    nomic-bert-moe rnd1
+"""
+_WITHOUT_CACHE = frozenset(_WITHOUT_CACHE_NAMES.split())
 _KNOWN = (
     _FULL_ATTENTION
+    | _WITHOUT_CACHE
     | set(_WINDOWS)
     | _WINDOWS_IN_HEADER
     | _RECURRENT
@@ -128,6 +135,7 @@ _KNOWN = (
     | _HYBRID_IN_EVERY_LAYER
 )
 _MOST_LAYERS = 4096  # far more than any model has; a header may claim anything
+_MOST_LOOPS = 64
 _GEMMA3N_LAYERS_WITH_KV = 20  # src/models/gemma3n.cpp; the others read the caches of these
 _EXAONE4_LAYERS_WITH_WINDOW = 64  # only the 32B slides
 
@@ -138,7 +146,7 @@ def shape_of(header: GgufHeader) -> ModelShape | None:
     if count is None or count > _MOST_LAYERS or not embedding or header.architecture is None:
         return None
     count -= min(header.number("nextn_predict_layers") or 0, count - 1)  # for speculative decoding; not loaded
-    experts, used = header.number("expert_count") or 0, header.number("expert_used_count") or 0
+    experts, used = header.number("expert_count") or 0, max(header.numbers("expert_used_count", count) or (0,))
     expert_width = max(header.numbers("expert_feed_forward_length", count) or (0,))
     widths = header.numbers("feed_forward_length", count) or (0,) * count
     if experts and not expert_width:
@@ -151,7 +159,7 @@ def shape_of(header: GgufHeader) -> ModelShape | None:
     return ModelShape(
         architecture=header.architecture,
         known=header.architecture in _KNOWN,
-        layers=_layers(header, count, embedding, widths),
+        layers=_layers(header, count, embedding, widths) * _loops(header),
         embedding=embedding,
         vocabulary=header.vocabulary_size or 0,
         merges=getattr(merges, "length", 0),
@@ -198,6 +206,11 @@ def _layers(header: GgufHeader, count: int, embedding: int, widths: tuple[int, .
     return tuple(layers)
 
 
+def _loops(header: GgufHeader) -> int:
+    """How often the layers are gone through, with a cache for each time: src/models/nanbeige.cpp."""
+    return min(header.number("num_loops") or 1, _MOST_LOOPS) if header.architecture == "nanbeige" else 1
+
+
 def _layers_with_experts(header: GgufHeader) -> frozenset[int]:
     """Numbers of the layers whose tensors are there once for each expert (``blk.3.ffn_down_exps.weight``)."""
     names = (tensor.name.split(".") for tensor in header.tensors if ".ffn_down_exps." in tensor.name)
@@ -213,6 +226,8 @@ def _attends(architecture: str, recurrent: bool, width: int) -> bool:
 
 def _layers_with_cache(header: GgufHeader, count: int) -> int:
     """How many layers, from the first on, have a cache of their own; later ones read those."""
+    if header.architecture in _WITHOUT_CACHE:
+        return 0
     if header.architecture == "gemma3n":
         return min(_GEMMA3N_LAYERS_WITH_KV, count)
     return count - min(header.number("attention.shared_kv_layers") or 0, count)
@@ -223,7 +238,7 @@ def _window_of_layers(header: GgufHeader, count: int) -> tuple[int | None, ...]:
     none: tuple[int | None, ...] = (None,) * count
     architecture = header.architecture or ""
     tokens = header.number("attention.sliding_window")
-    if architecture in {"lfm2", "lfm2moe"}:
+    if architecture == "lfm2":
         return (tokens,) * count if tokens else none
     rule = _WINDOWS.get(architecture)
     if rule is None and architecture not in _WINDOWS_IN_HEADER:
@@ -232,8 +247,10 @@ def _window_of_layers(header: GgufHeader, count: int) -> tuple[int | None, ...]:
         return none
     if architecture == "llama4" and tokens != 0:
         tokens = 8192  # whatever the header says: src/models/llama4.cpp
+    if architecture == "smallthinker" and tokens is not None:
+        tokens = 4096  # likewise: src/models/smallthinker.cpp
     if tokens is None and rule is not None:
-        tokens = rule.default_tokens if rule.default_tokens or architecture != "exaone4" else 4096
+        tokens = rule.default_tokens
     if not tokens:
         return none
     pattern = header.metadata.get(f"{architecture}.attention.sliding_window_pattern")

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pytest_llmbench.core.correction import Observation
-from pytest_llmbench.core.records import CellRecord
+from pytest_llmbench.core.records import CellRecord, MemoryRecord
 
 _RUNS = 30
 _MAX_BYTES = 64 * 1024 * 1024  # of one run's records; an output folder may hold anything
@@ -40,11 +40,12 @@ class History:
         found = []
         for record in self._records:
             memory = record.memory
-            if memory is None or memory.method != "header" or not memory.predicted_bytes:
+            if memory is None or not memory.predicted_bytes or not memory.observed_peak_bytes:
                 continue
-            if memory.observed_peak_bytes:
+            if _is_comparable(memory):
+                observed = memory.observed_peak_bytes + (memory.observed_swap_bytes or 0)
                 names = (record.backend, record.model, record.quantization)
-                found.append(Observation(*names, memory.predicted_bytes, memory.observed_peak_bytes))
+                found.append(Observation(*names, memory.predicted_bytes, observed))
         return tuple(found)
 
     def duration_seconds(self, nodeid: str) -> float | None:
@@ -71,6 +72,12 @@ class History:
             return []
         folders = (self._output_dir / name for name in names if name != self._without)
         return [folder for folder in folders if (folder / "cells.jsonl").is_file()][:_RUNS]
+
+
+def _is_comparable(memory: MemoryRecord) -> bool:
+    """Whether a prediction was a point, and all of it main memory, as what is observed is."""
+    is_point = memory.predicted_low_bytes == memory.predicted_high_bytes
+    return memory.method == "header" and is_point and not memory.device_bytes
 
 
 def _records_of(folder: Path) -> Iterator[CellRecord]:

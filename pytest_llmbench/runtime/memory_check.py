@@ -10,10 +10,9 @@ from typing import Any
 
 from pytest_llmbench.core.cell import ServerSpec
 from pytest_llmbench.core.correction import Correction, Observation, correction_for
-from pytest_llmbench.core.fitting import Room, Verdict, Way, largest_context, required_bytes, verdict, ways_to_fit
+from pytest_llmbench.core.fitting import Room, Verdict, Way, largest_context, verdict, ways_to_fit
 from pytest_llmbench.core.gguf import GgufHeader
 from pytest_llmbench.core.memory import (
-    CACHE_ELEMENT_BYTES,
     Device,
     MemoryEstimate,
     ServingSettings,
@@ -27,13 +26,8 @@ from pytest_llmbench.errors import Primitive
 from pytest_llmbench.runtime.available import AvailableMemory, DeviceMemory, available_memory, devices
 from pytest_llmbench.runtime.host import repacked_types
 
-# Options of llama-server that change its memory, in a variant's extra_args; what they set is used instead.
-_WORD_OPTIONS = {
-    "-ctk": "cache_type_k",
-    "--cache-type-k": "cache_type_k",
-    "-ctv": "cache_type_v",
-    "--cache-type-v": "cache_type_v",
-}
+# Options of llama-server in extra_args that change its memory; what they set is used instead. Cache types and slots can
+# not be among them, because the backend sets these itself.
 _NUMBER_OPTIONS = {"-ub": "ubatch_tokens", "--ubatch-size": "ubatch_tokens"}
 
 
@@ -72,12 +66,12 @@ class Prediction:
     @property
     def required_bytes(self) -> int:
         """Main memory that has to be there; at least, where the estimate is bounds."""
-        return required_bytes(self.estimate.low_bytes, self.estimate, self.factor)
+        return self.estimate.least.required_host_bytes(self.factor)
 
     @property
     def device_bytes(self) -> int:
-        """Device memory that has to be there."""
-        return int(self.estimate.device.total_bytes * self.factor)
+        """Device memory that has to be there, likewise."""
+        return self.estimate.least.required_device_bytes(self.factor)
 
     @cached_property
     def largest_context(self) -> int | None:
@@ -96,7 +90,7 @@ class Prediction:
     def too_big(self) -> str:
         """The largest part, in words."""
         on_device = self.room.device_bytes is not None and self.device_bytes > self.room.device_bytes
-        parts = self.estimate.device if on_device else self.estimate.host
+        parts = self.estimate.least.device if on_device else self.estimate.least.host
         return PART_WORDS[f"{parts.largest()}_bytes"]
 
     def record(self) -> MemoryRecord:
@@ -104,8 +98,8 @@ class Prediction:
         return MemoryRecord(
             method=self.estimate.method,
             predicted_bytes=self.estimate.total_bytes,
-            predicted_low_bytes=self.estimate.low_bytes,
-            predicted_high_bytes=self.estimate.high_bytes,
+            predicted_low_bytes=self.estimate.least.total_bytes,
+            predicted_high_bytes=self.estimate.most.total_bytes,
             required_bytes=self.required_bytes,
             device_bytes=self.device_bytes,
             parts={name: getattr(self.estimate.parts, name) for name in PART_WORDS},
@@ -121,15 +115,16 @@ class Prediction:
         return Reason(code="does_not_fit", message=self._message(quantization), evidence=self._evidence())
 
     def _message(self, quantization: str | None) -> str:
-        least = "at least " if not self.estimate.exact else ""
-        lines = [f"needs {least}{gigabytes(self.required_bytes)} of memory ({self.breakdown()})"]
-        if self.required_bytes > self.available.bytes:
-            lines.append(f"{gigabytes(self.available.bytes)} may be used ({BOUND_WORDS[self.available.bound_by]})")
-        if self.room.device_bytes is not None and self.device_bytes > self.room.device_bytes:
-            lines.append(
-                f"{gigabytes(self.device_bytes)} of it on the GPU, where {gigabytes(self.room.device_bytes)} are free"
-            )
-        lines.append(f"largest part: {self.too_big}")
+        needed = f"{gigabytes(self.required_bytes)} of memory"
+        short_of_host = self.required_bytes > self.available.bytes
+        bounds = [f"{gigabytes(self.available.bytes)} may be used ({BOUND_WORDS[self.available.bound_by]})"]
+        if self.room.device_bytes is not None:
+            short_of_device = self.device_bytes > self.room.device_bytes
+            needed = f"{gigabytes(self.required_bytes)} of main memory and {gigabytes(self.device_bytes)} of the GPU's"
+            bounds = bounds if short_of_host or not short_of_device else []
+            bounds += [f"{gigabytes(self.room.device_bytes)} are free on the GPU"]
+        least = "" if self.estimate.exact else "at least "
+        lines = [f"needs {least}{needed} ({self.breakdown()})", *bounds, f"largest part: {self.too_big}"]
         ways = self.ways(quantization)
         if ways:
             lines.append("it would fit with " + ", or ".join(tell(way) for way in ways))
@@ -139,7 +134,8 @@ class Prediction:
 
     def breakdown(self) -> str:
         """The parts that are worth naming, largest first; a copy of weights takes the place of what it is a copy of."""
-        parts = {name: getattr(self.estimate.parts, name) for name in PART_WORDS if name != "repacked_bytes"}
+        least = self.estimate.least.host + self.estimate.least.device
+        parts = {name: getattr(least, name) for name in PART_WORDS if name != "repacked_bytes"}
         worth = [(size, name) for name, size in parts.items() if size * 100 > self.required_bytes + self.device_bytes]
         return ", ".join(f"{PART_WORDS[name]} {gigabytes(size)}" for size, name in sorted(worth, reverse=True))
 
@@ -186,16 +182,19 @@ class MemoryCheck:
             model, quantization: the names under which earlier runs are looked up.
             size_bytes: of the file, for when there is no header.
         """
-        device = _together(devices()) if spec.gpu_layers else None
+        by_itself = spec.kind == "ollama" and spec.gpu_layers is None  # puts as much on the GPU as it sees fit
+        device = _together(devices()) if spec.gpu_layers or by_itself else None
         settings = settings_of(spec, device)
         if spec.context_size is None and header is not None and header.context_length is not None:
             settings = replace(settings, context_tokens=header.context_length)  # what llama.cpp takes then
         if header is not None:
             estimate = estimate_memory(header, settings)
         elif size_bytes is not None:
-            estimate = estimate_from_size(size_bytes)
+            estimate = estimate_from_size(size_bytes, gpu=device is not None)
         else:
             return None
+        if by_itself and device is not None:
+            estimate = replace(estimate, placed=False)
         correction = None
         if estimate.method == "header":
             correction = correction_for(
@@ -227,9 +226,7 @@ def _with_arguments(settings: ServingSettings, arguments: Sequence[str]) -> Serv
     """Obey those of a binary's arguments that change its memory."""
     changes: dict[str, Any] = {}
     for option, value in pairwise(arguments):
-        if option in _WORD_OPTIONS and value in CACHE_ELEMENT_BYTES:
-            changes[_WORD_OPTIONS[option]] = value
-        elif option in _NUMBER_OPTIONS and value.isdecimal() and int(value):
+        if option in _NUMBER_OPTIONS and value.isdecimal() and int(value):
             changes[_NUMBER_OPTIONS[option]] = int(value)
         elif option in {"-fa", "--flash-attn"}:
             changes["flash_attention"] = value not in {"off", "0", "false"}

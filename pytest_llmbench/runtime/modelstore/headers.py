@@ -34,8 +34,8 @@ def remote_header(file: RemoteFile, cache: Path, headers: Mapping[str, str], ref
     """The header of a remote file, from ``cache`` where its version has been read before.
 
     Raises:
-        ModelError: what :func:`~pytest_llmbench.runtime.modelstore.remote_header.read_remote_header` raises, with ``refused``
-            telling what an HTTP status means.
+        ModelError: what :func:`~pytest_llmbench.runtime.modelstore.remote_header.read_remote_header` raises, with
+            ``refused`` telling what an HTTP status means.
     """
     note = cache / f"{hashlib.sha256(f'{file.url} {file.version}'.encode()).hexdigest()[:24]}.json"
     if file.version is not None:

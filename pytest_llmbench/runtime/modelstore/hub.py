@@ -1,8 +1,8 @@
 """Models on Hugging Face, or on a hub of the same kind (``HF_ENDPOINT``).
 
 ``huggingface_hub`` says what a repository holds, where its files are and which token to send. The bytes are fetched by
-:mod:`~pytest_llmbench.runtime.modelstore.transfer`: the library's own download begins a file anew after an interruption (each try
-writes to a temporary file of its own), and keeps notes and locks beside what it fetches.
+:mod:`~pytest_llmbench.runtime.modelstore.transfer`: the library's own download begins a file anew after an interruption
+(each try writes to a temporary file of its own), and keeps notes and locks beside what it fetches.
 """
 
 from __future__ import annotations

@@ -261,13 +261,13 @@ class TestSettings:
 
     def test_of_the_configuration(self, estimate: Estimate) -> None:
         path = llama()
-        arguments = ["-ctk", "q8_0", "-ub", "256"]
+        arguments = ["-fa", "off", "-ub", "256"]
         section = {"default_ctx_size": 2048, "extra_args": arguments}
         limits = {"max_memory_gb": 6}
         estimate.configure({"backend": "llama_cpp", "llama_cpp": section, "limits": limits})
         facts = estimate.facts(path)
         assert (facts["engine"], facts["context_tokens"]) == ("llama_cpp", 2048)
-        assert (facts["cache_type_k"], facts["ubatch"], facts["available_bytes"]) == ("q8_0", 256, 6_000_000_000)
+        assert (facts["flash_attention"], facts["ubatch"], facts["available_bytes"]) == (False, 256, 6_000_000_000)
         facts = estimate.facts(path, "--ctx", "1024", "--cache-type-k", "f16", "--memory", "8", "--engine", "embedded")
         assert (facts["context_tokens"], facts["cache_type_k"]) == (1024, "f16")
         assert (facts["ubatch"], facts["available_bytes"]) == (512, 8_000_000_000)

@@ -117,7 +117,7 @@ def test_a_folder_that_is_no_suite(here: Path, capfd: Output) -> None:
     (here / "test_ordinary.py").write_text("def test_ordinary(): pass\n")
     assert main(["plan", "--json", "."]) == 2
     captured = capfd.readouterr()
-    assert "this is no benchmark suite; llmbench init makes one" in captured.err
+    assert "no benchmark suite is switched on here" in captured.err
     assert captured.out == ""
 
 

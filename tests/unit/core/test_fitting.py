@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmbench.core.fitting import Room, largest_context, required_bytes, verdict, ways_to_fit
+from pytest_llmbench.core.fitting import Room, largest_context, verdict, ways_to_fit
 from pytest_llmbench.core.gguf import GgufHeader, read_header
-from pytest_llmbench.core.memory import Device, ServingSettings, estimate_memory
+from pytest_llmbench.core.memory import Device, ServingSettings, estimate_from_size, estimate_memory
 from tests.ggufs.shapes import SHAPES, write_shape
 
 GB = 1_000_000_000
@@ -46,7 +46,7 @@ def test_fits_exactly_or_not_by_a_byte(llama: GgufHeader) -> None:
 def test_what_can_be_dropped_need_not_be_there(llama: GgufHeader) -> None:
     estimate = estimate_memory(llama, replace(AT_128K, repacked_types=(("Q4_K", 8),)))
     assert estimate.reclaimable_bytes > 3 * GB
-    assert required_bytes(estimate.total_bytes, estimate) == estimate.total_bytes - estimate.reclaimable_bytes
+    assert estimate.most.required_host_bytes() == estimate.total_bytes - estimate.reclaimable_bytes
     assert verdict(estimate, Room(estimate.total_bytes - estimate.reclaimable_bytes)) == "fits"
 
 
@@ -64,16 +64,11 @@ def test_a_correction_moves_the_devices_part_too(llama: GgufHeader) -> None:
     assert verdict(estimate, room, factor=1.1) == "does_not_fit"
 
 
-def test_less_than_nothing_is_never_required(llama: GgufHeader) -> None:
-    estimate = estimate_memory(llama, replace(AT_128K, repacked_types=(("Q4_K", 8),)))
-    assert required_bytes(1, estimate) == 0
-
-
 def test_between_the_bounds_nobody_knows(llama: GgufHeader) -> None:
     estimate = estimate_memory(unknown(llama), AT_128K)
-    assert verdict(estimate, Room(estimate.low_bytes)) == "uncertain"
-    assert verdict(estimate, Room(estimate.low_bytes - 1)) == "does_not_fit"
-    assert verdict(estimate, Room(estimate.high_bytes)) == "fits"
+    assert verdict(estimate, Room(estimate.least.total_bytes)) == "uncertain"
+    assert verdict(estimate, Room(estimate.least.total_bytes - 1)) == "does_not_fit"
+    assert verdict(estimate, Room(estimate.most.total_bytes)) == "fits"
 
 
 def test_either_memory_can_be_too_small(llama: GgufHeader) -> None:
@@ -131,13 +126,55 @@ def test_a_smaller_quantization_is_a_way_where_weights_are_too_big(llama: GgufHe
 def test_size_of_a_smaller_quantization(llama: GgufHeader) -> None:
     settings_ = replace(ServingSettings(4096), repacked_types=(("Q4_K", 8),))
     estimate = estimate_memory(llama, settings_)
-    expected = required_bytes(estimate.total_bytes, estimate) - int(llama.tensor_bytes * (1 - 0.290 / 0.306))
-    (way,) = [way for way in ways_to_fit(llama, settings_, Room(expected)) if way.about]
-    assert (way.change, way.total_bytes) == ("quantization Q4_0", expected)
-    from_f16 = ways_to_fit(llama, settings_, Room(expected), quantization="F16")
+    expected = estimate.most.required_host_bytes() - int(llama.tensor_bytes * (1 - 0.290 / 0.306))
+    (way,) = [way for way in ways_to_fit(llama, settings_, Room(expected + 2)) if way.about]
+    assert way.change == "quantization Q4_0"
+    assert way.total_bytes == pytest.approx(expected, abs=2)
+    unnamed = replace(llama, metadata={**llama.metadata, "general.file_type": None})
+    from_f16 = ways_to_fit(unnamed, settings_, Room(expected), quantization="F16")
     assert [way.change for way in from_f16 if way.about] == [
         "quantization Q8_0"
     ]  # the largest that fits, and only that
+
+
+@pytest.mark.parametrize(("file_type", "named"), [(32, None), (1, "f16-mine")], ids=["BF16", "a name of one's own"])
+def test_quantization_as_the_header_says(llama: GgufHeader, file_type: int, named: str | None) -> None:
+    header = replace(llama, metadata={**llama.metadata, "general.file_type": file_type})
+    assert [way for way in ways_to_fit(header, ServingSettings(4096), Room(5 * GB), quantization=named) if way.about]
+
+
+def test_a_smaller_quantization_has_to_fit_where_it_is_placed(llama: GgufHeader) -> None:
+    on_gpu = ServingSettings(8192, gpu_layers=-1, device="gpu")
+    changes = [way.change for way in ways_to_fit(llama, on_gpu, Room(30 * GB, 4 * GB))]
+    assert not [change for change in changes if change.startswith("quantization Q4")]
+
+
+def test_a_cache_is_quantized_in_blocks_of_whole_heads(llama: GgufHeader) -> None:
+    odd = replace(
+        llama, metadata={**llama.metadata, "llama.attention.key_length": 80, "llama.attention.value_length": 80}
+    )
+    ways = ways_to_fit(odd, AT_128K, Room(14 * GB))
+    assert ways
+    assert not [way for way in ways if "KV cache" in way.change]
+    assert ways_to_fit(odd, replace(AT_128K, parallel=64), Room(int(6.0 * GB)), quantization="?") == ()
+
+
+def test_a_guess_on_the_gpu_refuses_nothing(llama: GgufHeader) -> None:
+    estimate = estimate_memory(unknown(llama), replace(AT_128K, gpu_layers=-1, device="gpu"))
+    assert estimate.device.total_bytes > 20 * GB
+    assert verdict(estimate, Room(64 * GB, 12 * GB)) == "uncertain"
+    assert verdict(estimate, Room(64 * GB, 3 * GB)) == "does_not_fit"  # not even the weights do
+
+
+def test_where_the_parts_go_is_not_known_before_the_header_is() -> None:
+    assert verdict(estimate_from_size(40 * GB, gpu=True), Room(16 * GB, 80 * GB)) == "fits"
+    assert verdict(estimate_from_size(40 * GB), Room(16 * GB)) == "does_not_fit"
+    assert verdict(estimate_from_size(40 * GB, gpu=True), Room(16 * GB, 30 * GB)) == "does_not_fit"
+
+
+def test_copied_weights_are_not_taken_off_the_lower_bound(llama: GgufHeader) -> None:
+    estimate = estimate_memory(unknown(llama), replace(AT_128K, repacked_types=(("Q4_K", 8),)))
+    assert estimate.least.required_host_bytes() >= llama.tensor_bytes
 
 
 def test_what_fits_needs_no_other_context(llama: GgufHeader) -> None:
@@ -149,7 +186,7 @@ def test_a_smaller_cache_needs_flash_attention(llama: GgufHeader) -> None:
     slow = replace(AT_128K, flash_attention=False)
     fast = estimate_memory(llama, replace(AT_128K, cache_type_k="q4_0", cache_type_v="q4_0"))
     ways = ways_to_fit(llama, slow, Room(fast.total_bytes))
-    assert (ways[0].change, ways[0].total_bytes) == ("KV cache q4_0", fast.total_bytes)
+    assert (ways[0].change, ways[0].total_bytes) == ("KV cache q4_0 with flash attention", fast.total_bytes)
     (both,) = ways_to_fit(llama, replace(slow, parallel=64), Room(int(6.7 * GB)), quantization="?")
     assert both.change == "KV cache q8_0 and context 16384"
     chosen = replace(AT_128K, context_tokens=16384, parallel=64, cache_type_k="q8_0", cache_type_v="q8_0")
@@ -203,8 +240,3 @@ def test_as_many_layers_as_now_are_no_way(llama: GgufHeader) -> None:
 def test_layers_are_no_way_without_memory_of_their_own(llama: GgufHeader, device: Device) -> None:
     settings_ = ServingSettings(8192, gpu_layers=5, device=device)
     assert not [way for way in ways_to_fit(llama, settings_, Room(30 * GB, 10 * GB)) if "layers" in way.change]
-
-
-def test_a_smaller_quantization_may_use_both_memories(llama: GgufHeader) -> None:
-    ways = ways_to_fit(llama, ServingSettings(8192, gpu_layers=-1, device="gpu"), Room(3 * GB, 4 * GB))
-    assert [way.change for way in ways if way.about] == ["quantization Q4_0"]

@@ -101,6 +101,12 @@ def layers_of(architecture: str, count: int = LAYERS, **keys: Any) -> GgufHeader
     return GgufHeader(3, metadata, tensors, 1_030_000, 6000)
 
 
+def with_blocks(header: GgufHeader, blocks: int, size_bytes: int = 1_000_000_000) -> GgufHeader:
+    """The same with one large matrix per block, and nothing else."""
+    matrices = (Tensor(f"blk.{index}.attn_q.weight", (512, 512), "F16", size_bytes) for index in range(blocks))
+    return replace(header, tensors=tuple(matrices))
+
+
 def windows_of(header: GgufHeader) -> list[int | None]:
     shape = shape_of(header)
     assert shape is not None
@@ -121,6 +127,9 @@ def windows_of(header: GgufHeader) -> list[int | None]:
         ("llama4", {"attention__sliding_window": 0}, [None] * 8),
         ("exaone4", {"attention__sliding_window": 4096}, [None] * 8),
         ("lfm2", {"attention__sliding_window": 64}, [64] * 8),
+        ("lfm2moe", {"attention__sliding_window": 64}, [None] * 8),
+        ("smallthinker", {}, [None] * 8),
+        ("smallthinker", {"attention__sliding_window": 64}, [None, 4096, 4096, 4096] * 2),
         (
             "gemma4",
             {"attention__sliding_window": 64, "attention__sliding_window_pattern": (True, False) * 4},
@@ -282,18 +291,33 @@ def test_unknown_architecture_gets_bounds() -> None:
     assert exact.exact
     assert exact.notes == ()
     assert not bounds.exact
-    assert bounds.low_bytes < exact.total_bytes < bounds.high_bytes
+    assert bounds.least.total_bytes < exact.total_bytes < bounds.most.total_bytes
     assert "something-new" in bounds.notes[0]
     parts = bounds.parts
-    assert bounds.low_bytes == parts.weights_bytes + parts.output_bytes + parts.overhead_bytes
-    assert bounds.high_bytes == bounds.total_bytes + parts.compute_bytes  # twice the activations
+    assert bounds.least.total_bytes == parts.weights_bytes + parts.output_bytes + parts.overhead_bytes
+    assert parts.compute_bytes == 2 * exact.parts.compute_bytes
+    assert parts.kv_bytes == exact.parts.kv_bytes
 
 
 def test_header_without_layers_gets_bounds() -> None:
     tensors = (Tensor("a", (1000,), "F32", 4_000_000_000),)
     estimate = estimate_memory(GgufHeader(3, {}, tensors, 4_000_000_100, 100), ServingSettings(4096))
-    assert 4_000_000_000 < estimate.low_bytes < estimate.high_bytes == 4_800_000_000
+    assert 4_000_000_000 < estimate.least.total_bytes < estimate.most.total_bytes == pytest.approx(4_800_000_000)
     assert estimate.method == "header"
+
+
+def test_layers_that_are_gone_through_again_cache_again() -> None:
+    once, twice = (
+        estimate_memory(layers_of("nanbeige", 4, num_loops=loops), ServingSettings(4096)).parts for loops in (1, 2)
+    )
+    assert twice.kv_bytes == 2 * once.kv_bytes
+    assert twice.weights_bytes == once.weights_bytes
+
+
+def test_encoders_cache_nothing() -> None:
+    estimate = estimate_memory(layers_of("bert"), ServingSettings(4096))
+    assert estimate.exact
+    assert estimate.parts.kv_bytes == 0
 
 
 def test_founding_rule_without_a_header() -> None:
@@ -454,7 +478,7 @@ def test_no_header_breaks_it(architecture: str, keys: dict[str, Any], count: int
     }
     header = GgufHeader(3, metadata, (Tensor("blk.0.x", (4,), "F32", 16),), 100, 50)
     estimate = estimate_memory(header, settings)
-    assert 0 < estimate.low_bytes <= estimate.high_bytes
+    assert 0 < estimate.least.total_bytes <= estimate.most.total_bytes
     assert estimate.total_bytes >= 16
 
 

@@ -36,6 +36,11 @@ def test_observations_newest_first(tmp_path: Path) -> None:
     assert [seen.predicted_bytes for seen in History(tmp_path, HERE).observations] == [4, 3, 2, 1]
 
 
+def test_what_was_swapped_out_was_needed_too(tmp_path: Path) -> None:
+    run(tmp_path, "20260101T000000Z-aaaa", {"memory": {**memory()["memory"], "observed_swap_bytes": 7}})
+    assert [seen.observed_bytes for seen in History(tmp_path, HERE).observations] == [1107]
+
+
 def test_what_teaches_nothing(tmp_path: Path) -> None:
     run(
         tmp_path,
@@ -46,6 +51,8 @@ def test_what_teaches_nothing(tmp_path: Path) -> None:
         memory(predicted=0),
         {"memory": {**memory()["memory"], "predicted_bytes": None}},
         {"memory": None},
+        {"memory": {**memory()["memory"], "predicted_low_bytes": 500, "predicted_high_bytes": 1000}},
+        {"memory": {**memory()["memory"], "device_bytes": 500}},
         tail='{"torn',
     )
     assert History(tmp_path, HERE).observations == ()

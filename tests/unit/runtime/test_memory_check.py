@@ -169,7 +169,8 @@ class TestDevices:
         assert prediction.room.device_bytes == 4 * GB
         assert prediction.verdict == "does_not_fit"
         reason = prediction.reason("Q4_K_M")
-        assert "of it on the GPU, where 4.0 GB are free" in reason.message
+        assert reason.message.startswith("needs 0.346 GB of main memory and 6.3 GB of the GPU's (weights 4.9 GB, ")
+        assert "; 4.0 GB are free on the GPU; " in reason.message
         assert "may be used" not in reason.message  # main memory is not what is short
         assert " layers on the GPU (" in reason.message
         assert reason.evidence["device_free_bytes"] == 4 * GB
@@ -210,6 +211,18 @@ class TestDevices:
         assert prediction.room.device_bytes is None
         assert prediction.device_bytes == 0
 
+    @pytest.mark.parametrize(("gpu_layers", "placed"), [(None, False), (10, True)])
+    def test_ollama_places_layers_itself(
+        self, llama: GgufHeader, monkeypatch: pytest.MonkeyPatch, gpu_layers: int | None, *, placed: bool
+    ) -> None:
+        gpu = DeviceMemory(0, "GPU", 80 * GB, 80 * GB, unified=False)
+        monkeypatch.setattr(memory_check, "devices", lambda: [gpu])
+        ollama = ServerSpec("ollama", "m", model_file="x", context_size=131072, gpu_layers=gpu_layers)
+        prediction = MemoryCheck(6 * GB).predict(ollama, "m", "Q4_K_M", llama, None)
+        assert prediction is not None
+        assert prediction.estimate.placed == placed
+        assert prediction.verdict == ("does_not_fit" if placed else "fits")
+
     def test_no_layers_no_question(self, llama: GgufHeader, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(memory_check, "devices", lambda: pytest.fail("a GPU was asked for"))
         assert predict(llama).device is None
@@ -228,16 +241,13 @@ class TestArguments:
         assert settings_of(spec(extra_args=arguments), None).flash_attention == fast
 
     def test_what_changes_memory_is_obeyed(self) -> None:
-        arguments = ("-ub", "128", "--cache-type-k", "q8_0", "-ctv", "q4_0", "-fa", "off", "--threads", "3")
+        arguments = ("-ub", "128", "-fa", "off", "--threads", "3")
         settings = settings_of(spec(extra_args=arguments), None)
         assert settings.ubatch_tokens == 128
-        assert (settings.cache_type_k, settings.cache_type_v) == ("q8_0", "q4_0")
         assert not settings.flash_attention
 
     def test_nonsense_is_left_to_the_binary(self) -> None:
-        assert settings_of(spec(extra_args=("-ub", "many", "-ub", "0", "-ctk", "q9", "-ub")), None) == settings_of(
-            spec(), None
-        )
+        assert settings_of(spec(extra_args=("-ub", "many", "-ub", "0", "-ub")), None) == settings_of(spec(), None)
 
 
 @pytest.mark.parametrize(
