@@ -21,6 +21,7 @@ median error of the total at most 3 %. Exit status: 0 inside the bounds, 1 outsi
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -44,7 +45,7 @@ from pytest_llmbench.client.control import post_json  # noqa: E402
 from pytest_llmbench.client.endpoint import Endpoint  # noqa: E402
 from pytest_llmbench.core.cell import ServerSpec  # noqa: E402
 from pytest_llmbench.core.gguf import GgufHeader, read_header  # noqa: E402
-from pytest_llmbench.core.memory import MIB, ServingSettings, estimate_memory  # noqa: E402
+from pytest_llmbench.core.memory import MIB, ServingSettings, estimate_memory, is_repacked  # noqa: E402
 from pytest_llmbench.runtime.host import repacked_types, usable_cores  # noqa: E402
 from pytest_llmbench.runtime.memory_check import settings_of  # noqa: E402
 from pytest_llmbench.runtime.process import ServerProcess, free_port  # noqa: E402
@@ -216,13 +217,21 @@ def _row(case: str, header: GgufHeader, settings: ServingSettings, observed: int
         true["repacked" if backend == "CPU_REPACK" else kind] += float(size) * MIB
     return Row(
         case,
-        (parts.weights_bytes, round(true["model"])),
+        (parts.weights_bytes, round(true["model"]) + _beyond_the_map(header, settings) if true else 0),
         (parts.repacked_bytes, round(true["repacked"])),
         (parts.kv_bytes, round(true["KV"])),
         (parts.compute_bytes, round(true["compute"])),
         (estimate.total_bytes, observed),
         header.tensor_count,
     )
+
+
+def _beyond_the_map(header: GgufHeader, settings: ServingSettings) -> int:
+    """Weights that the log does not count as mapped: what is copied at an end of the file is unmapped afterwards."""
+    repacks = dict(settings.repacked_types)
+    copied = [tensor.size_bytes if is_repacked(tensor, repacks) else 0 for tensor in header.tensors]
+    ends = (itertools.takewhile(bool, copied), itertools.takewhile(bool, reversed(copied)))
+    return sum(map(sum, ends))
 
 
 def _shapes(binary_dir: Path, folder: Path, *, quick: bool) -> Iterator[Row]:

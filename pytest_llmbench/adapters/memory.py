@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from urllib.parse import urlsplit
 
 from pytest_llmbench.adapters.llm import CellRun
@@ -11,10 +10,8 @@ from pytest_llmbench.backends.base import RunningServer
 from pytest_llmbench.core.cell import Cell, ServerSpec
 from pytest_llmbench.core.gguf import GgufHeader
 from pytest_llmbench.core.records import MemoryRecord
-from pytest_llmbench.errors import DoesNotFit, ModelError
+from pytest_llmbench.errors import DoesNotFit
 from pytest_llmbench.runtime.memory_check import Prediction
-
-logger = logging.getLogger(__name__)
 
 
 def predict(suite: Suite, cell: Cell) -> Prediction | None:
@@ -44,15 +41,11 @@ def check_before_download(suite: Suite, cell: Cell, run: CellRun) -> None:
 
     Raises:
         DoesNotFit: with the figures.
+        ModelError: there is no source, or it can not be asked: fetching would tell the same, once more.
     """
     if suite.store.locate(suite.matrix.of(cell).model, cell.quantization) is not None:
         return  # nothing is fetched; the other check follows at once
-    try:
-        prediction = predict(suite, cell)
-    except ModelError as exc:  # fetching it tells the same, or works all the same
-        logger.info("%s: no prediction before the download: %s", run.nodeid, exc.code)
-        return
-    _refuse(cell, run, prediction)
+    _refuse(cell, run, predict(suite, cell))
 
 
 def check_before_load(suite: Suite, cell: Cell, run: CellRun) -> None:

@@ -164,7 +164,7 @@ class _Planner:
                 source=facts.source,
             )
         outcome = outcome or _RUN
-        seconds = self._suite.history.duration_seconds(item.nodeid) if outcome.expected == "run" else None
+        seconds = self._suite.history.duration_seconds(item.nodeid, spec.kind) if outcome.expected == "run" else None
         return replace(planned, expected=outcome.expected, reason=outcome.reason, expected_seconds=seconds)
 
     def _predicted(self, spec: ServerSpec, cell: Cell) -> tuple[PlannedMemory | None, _Outcome]:
@@ -178,7 +178,7 @@ class _Planner:
                 memory = PlannedMemory(prediction.record(), _FITS[prediction.verdict])
                 if memory.fits is False:
                     refused = self._refusal(cell, prediction)
-            self._memory[key] = (memory, _outcome(facts.problem or _beyond_training(spec, facts.header), refused))
+            self._memory[key] = (memory, _outcome(facts.problem or _beyond_training(spec, cell, facts.header), refused))
         return self._memory[key]
 
     def _prediction(self, spec: ServerSpec, cell: Cell, facts: _ModelFacts) -> Prediction | None:
@@ -208,11 +208,11 @@ class _Planner:
         store, written = self._suite.store, model.source.get(quantization)
         name = f"{model.name} {quantization}"
         here = store.locate(model, quantization) is not None
-        facts = _ModelFacts(size_bytes=written.size_bytes if written is not None else None)
         if here:
-            facts = replace(facts, download_bytes=0)
+            facts = _ModelFacts(download_bytes=0)
         else:
-            facts = replace(facts, source=store.source_of(model, quantization))
+            promised = written.size_bytes if written is not None else None
+            facts = _ModelFacts(size_bytes=promised, source=store.source_of(model, quantization))
         try:
             found = store.header(model, quantization)
             if found is not None:
@@ -295,7 +295,7 @@ def _marked(item: pytest.Item) -> _Outcome | None:
     return _Outcome("skip", Reason(code="marked", message=str(text) or "marked with pytest.mark.skip"))
 
 
-def _beyond_training(spec: ServerSpec, header: GgufHeader | None) -> ServerError | None:
+def _beyond_training(spec: ServerSpec, cell: Cell, header: GgufHeader | None) -> ServerError | None:
     """What llama.cpp's server would be found to be: it gives a slot no more context than the model was trained for."""
     trained = header.context_length if header is not None else None
     scaled = any("rope" in argument or "yarn" in argument for argument in spec.extra_args)
@@ -303,7 +303,8 @@ def _beyond_training(spec: ServerSpec, header: GgufHeader | None) -> ServerError
         return None
     return ServerError(
         "context_mismatch",
-        f"{spec.label} was trained for a context of {trained} tokens, {spec.context_size} are wanted; lower ctx_size",
+        f"{cell.model} {cell.quantization} was trained for a context of {trained} tokens, {spec.context_size} are "
+        "wanted; lower ctx_size",
         {"asked_tokens": spec.context_size, "trained_tokens": trained},
     )
 

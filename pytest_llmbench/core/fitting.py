@@ -61,6 +61,8 @@ def verdict(estimate: MemoryEstimate, room: Room, factor: float = 1.0) -> Verdic
     """
     if not _is_enough(estimate.least, estimate, room, factor):
         return "does_not_fit"
+    if estimate.method == "file_size":
+        return "uncertain"  # a long context is not in it
     return "fits" if _is_enough(estimate.most, estimate, room, factor) else "uncertain"
 
 
@@ -95,10 +97,14 @@ def ways_to_fit(
     Args:
         quantization: of the file where its header names none, to say what another would need.
     """
-    ways = [*_cache_ways(header, settings, room, factor)]
     context = largest_context(header, settings, room, factor)
+    shorter = replace(settings, context_tokens=context)
+    if settings.context_tokens > (header.context_length or _MOST_TOKENS) * max(1, settings.parallel):
+        # No server gives that much, so nothing else is worth a try before.
+        return (_way(f"context {context}", header, shorter, factor),) if context else ()
+    ways = [*_cache_ways(header, settings, room, factor)]
     if 0 < context < settings.context_tokens:
-        ways.append(_way(f"context {context}", header, replace(settings, context_tokens=context), factor))
+        ways.append(_way(f"context {context}", header, shorter, factor))
     ways += _layer_ways(header, settings, room, factor)
     ways += _quantization_ways(header, settings, room, factor, header.file_type or quantization)
     if ways:

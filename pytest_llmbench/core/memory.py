@@ -307,9 +307,9 @@ def _place_weights(
         if place == "input" and tied and tensor.name == "token_embd.weight":
             if split.output_on_device:
                 device += tensor.size_bytes
-            elif _is_repacked(tensor, repacks):
+            elif is_repacked(tensor, repacks):
                 repacked += tensor.size_bytes
-        elif place != "input" and _is_repacked(tensor, repacks):
+        elif place != "input" and is_repacked(tensor, repacks):
             repacked += tensor.size_bytes
     return MemoryParts(weights_bytes=host, repacked_bytes=repacked), MemoryParts(weights_bytes=device)
 
@@ -321,7 +321,7 @@ def _place_of(name: str) -> tuple[Literal["input", "block", "output"], int]:
     return ("output", 0) if parts[0].startswith("output") else ("input", 0)
 
 
-def _is_repacked(tensor: Tensor, repacks: dict[str, int]) -> bool:
+def is_repacked(tensor: Tensor, repacks: dict[str, int]) -> bool:
     """Whether the CPU keeps a copy: matrices, and experts' stacks of them, in the right type, with enough rows."""
     rows = repacks.get(tensor.type)
     is_product = len(tensor.dimensions) == 2 or (len(tensor.dimensions) == 3 and "_exps." in tensor.name)

@@ -145,7 +145,7 @@ def _sources(cells: Sequence[PlannedCell]) -> Iterator[str]:
         if cell.expected == "run" and cell.source is not None:
             groups[cell.source].append(number)
     for source, numbers in groups.items():
-        yield f"{_numbers(numbers)} downloaded from {source}"
+        yield f"{_numbers(numbers)} to be downloaded from {source}"
 
 
 def _totals(plan: Plan) -> Iterator[str]:

@@ -48,17 +48,17 @@ class History:
                 found.append(Observation(*names, memory.predicted_bytes, observed))
         return tuple(found)
 
-    def duration_seconds(self, nodeid: str) -> float | None:
-        """What a cell usually took, from its start to its record; None where it was never measured here."""
-        return self._durations.get(nodeid)
+    def duration_seconds(self, nodeid: str, backend: str) -> float | None:
+        """What a cell usually took on a kind of server, from its start to its record; None where it never ran here."""
+        return self._durations.get((nodeid, backend))
 
     @cached_property
-    def _durations(self) -> dict[str, float]:
-        by_cell: dict[str, list[float]] = defaultdict(list)
+    def _durations(self) -> dict[tuple[str, str], float]:
+        by_cell: dict[tuple[str, str], list[float]] = defaultdict(list)
         for record in self._records:
             if record.status in _MEASURED:
-                by_cell[record.nodeid].append(record.duration_seconds)
-        return {nodeid: median(seconds) for nodeid, seconds in by_cell.items()}
+                by_cell[record.nodeid, record.backend].append(record.duration_seconds)
+        return {cell: median(seconds) for cell, seconds in by_cell.items()}
 
     @cached_property
     def _records(self) -> tuple[CellRecord, ...]:

@@ -123,8 +123,9 @@ class Prediction:
             needed = f"{gigabytes(self.required_bytes)} of main memory and {gigabytes(self.device_bytes)} of the GPU's"
             bounds = bounds if short_of_host or not short_of_device else []
             bounds += [f"{gigabytes(self.room.device_bytes)} are free on the GPU"]
-        least = "" if self.estimate.exact else "at least "
-        lines = [f"needs {least}{needed} ({self.breakdown()})", *bounds, f"largest part: {self.too_big}"]
+        least = "at least " if not self.estimate.exact else ""
+        context = f" with a context of {self.settings.context_tokens} tokens" if self.header is not None else ""
+        lines = [f"needs {least}{needed}{context} ({self.breakdown()})", *bounds, f"largest part: {self.too_big}"]
         ways = self.ways(quantization)
         if ways:
             lines.append("it would fit with " + ", or ".join(tell(way) for way in ways))
@@ -137,7 +138,10 @@ class Prediction:
         least = self.estimate.least.host + self.estimate.least.device
         parts = {name: getattr(least, name) for name in PART_WORDS if name != "repacked_bytes"}
         worth = [(size, name) for name, size in parts.items() if size * 100 > self.required_bytes + self.device_bytes]
-        return ", ".join(f"{PART_WORDS[name]} {gigabytes(size)}" for size, name in sorted(worth, reverse=True))
+        told = [f"{PART_WORDS[name]} {gigabytes(size)}" for size, name in sorted(worth, reverse=True)]
+        if self.correction is not None:
+            told.append(f"by earlier runs × {self.factor:.2f}")
+        return ", ".join(told)
 
     def _evidence(self) -> dict[str, Primitive]:
         return {

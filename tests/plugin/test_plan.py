@@ -178,7 +178,7 @@ def test_a_model_that_is_not_to_be_had(on_files: Bench) -> None:
             "*wheel-Q4_0 *~0.001 GB  0.001 GB  run, ?",
             "~ from the file's size × 1.2, *",
             "* would be an error (model_missing): gone Q4_0: models/1B/gone.gguf is missing, *",
-            "* downloaded from tiny-models==1.0 on the package index",
+            "* to be downloaded from tiny-models==1.0 on the package index",
             "4 cells: 2 to run (2 server starts), 2 in error",
             "download: 0.001 GB; * free for models",
         ]

@@ -217,7 +217,8 @@ class ModelStore:
         if not self.may_download:
             raise ModelNotDownloaded(
                 "not_downloaded",
-                f"{model.name} {quantization} is not in {shown}, and downloading is off (--llmbench-no-download)",
+                f"{model.name} {quantization} is not in {shown}, and downloading is off; leave out "
+                "--llmbench-no-download, or run llmbench models download",
             )
         if source is None and model.repo is None:
             raise ModelError(
@@ -355,4 +356,6 @@ def _header_of(path: Path, name: str) -> GgufHeader:
 
 
 def _again(first: ModelError) -> ModelError:
+    if "remembered" in first.evidence:
+        return first
     return ModelError(first.code, f"not tried again: {first.message}", {**first.evidence, "remembered": True})

@@ -436,7 +436,7 @@ class TestModelsFile:
         assert facts["total_bytes"] == int(98_362_432 * 1.2)
         assert (facts["largest_context"], facts["ways"]) == (None, [])
         text = estimate("SmolLM2-135M-Instruct")
-        assert text.startswith("fits: needs about 0.118 GB of 16.0 GB")
+        assert text.startswith("may fit: needs about 0.118 GB of 16.0 GB")
         assert "note: from the file's size × 1.2" in text
 
     def test_of_unknown_size(self, estimate: Estimate) -> None:

@@ -167,9 +167,19 @@ def test_a_guess_on_the_gpu_refuses_nothing(llama: GgufHeader) -> None:
 
 
 def test_where_the_parts_go_is_not_known_before_the_header_is() -> None:
-    assert verdict(estimate_from_size(40 * GB, gpu=True), Room(16 * GB, 80 * GB)) == "fits"
+    assert verdict(estimate_from_size(40 * GB, gpu=True), Room(16 * GB, 80 * GB)) == "uncertain"
     assert verdict(estimate_from_size(40 * GB), Room(16 * GB)) == "does_not_fit"
     assert verdict(estimate_from_size(40 * GB, gpu=True), Room(16 * GB, 30 * GB)) == "does_not_fit"
+
+
+def test_size_alone_promises_nothing() -> None:
+    assert verdict(estimate_from_size(GB), Room(100 * GB)) == "uncertain"
+
+
+def test_a_context_beyond_the_trained_one_is_what_has_to_change(llama: GgufHeader) -> None:
+    ways = ways_to_fit(llama, ServingSettings(2 * 131072), Room(14 * GB))
+    assert [way.change for way in ways] == [f"context {largest_context(llama, AT_128K, Room(14 * GB))}"]
+    assert ways_to_fit(llama, ServingSettings(2 * 131072), Room(GB)) == ()
 
 
 def test_copied_weights_are_not_taken_off_the_lower_bound(llama: GgufHeader) -> None:

@@ -72,7 +72,7 @@ def test_a_row() -> None:
     text = "\n".join(lines(here, far, unknown, on_gpu, nothing, cell()))
     assert "~ from the file's size × 1.2" in text
     assert "≥ at least" in text
-    assert "2–3, 5 downloaded from far" in text
+    assert "2–3, 5 to be downloaded from far" in text
     assert "download: 2.0 GB and 2 models of unknown size" in text
 
 

@@ -81,8 +81,9 @@ def test_usual_duration_of_a_measured_cell(tmp_path: Path) -> None:
     timed = [{"nodeid": "a", "duration_seconds": seconds, "status": status} for status, seconds in times]
     run(tmp_path, "20260101T000000Z-aaaa", *timed, {"nodeid": "a", "duration_seconds": 900.0, "status": "error"})
     history = History(tmp_path, HERE)
-    assert history.duration_seconds("a") == 30.0
-    assert history.duration_seconds("b") is None
+    assert history.duration_seconds("a", "embedded") == 30.0
+    assert history.duration_seconds("a", "llama_cpp") is None
+    assert history.duration_seconds("b", "embedded") is None
 
 
 def test_records_are_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

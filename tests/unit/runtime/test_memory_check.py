@@ -67,7 +67,9 @@ def test_reason_holds_needed_available_and_the_part_that_is_too_big(llama: GgufH
     assert prediction.verdict == "does_not_fit"
     reason = prediction.reason("Q4_K_M")
     assert reason.code == "does_not_fit"
-    assert reason.message.startswith("needs 22.4 GB of memory (KV cache 17.2 GB, weights 4.9 GB, compute 0.264 GB); ")
+    assert reason.message.startswith(
+        "needs 22.4 GB of memory with a context of 131072 tokens (KV cache 17.2 GB, weights 4.9 GB, compute 0.264 GB); "
+    )
     assert "; 14.0 GB may be used (limits.max_memory_gb); largest part: KV cache; " in reason.message
     assert "it would fit with KV cache q4_0 (10.1 GB), or context 67328 (14.0 GB)" in reason.message
     evidence = reason.evidence
@@ -154,6 +156,7 @@ def test_earlier_runs_correct_it(llama: GgufHeader) -> None:
     assert record.correction_samples == 1
     assert record.predicted_bytes == plain.estimate.total_bytes  # both are shown
     assert record.required_bytes == pytest.approx(plain.required_bytes * 1.1, rel=1e-6)
+    assert corrected.breakdown() == f"{plain.breakdown()}, by earlier runs × 1.10"
 
 
 def test_earlier_runs_say_nothing_about_the_founding_rule() -> None:
@@ -169,7 +172,7 @@ class TestDevices:
         assert prediction.room.device_bytes == 4 * GB
         assert prediction.verdict == "does_not_fit"
         reason = prediction.reason("Q4_K_M")
-        assert reason.message.startswith("needs 0.346 GB of main memory and 6.3 GB of the GPU's (weights 4.9 GB, ")
+        assert reason.message.startswith("needs 0.346 GB of main memory and 6.3 GB of the GPU's with a context of ")
         assert "; 4.0 GB are free on the GPU; " in reason.message
         assert "may be used" not in reason.message  # main memory is not what is short
         assert " layers on the GPU (" in reason.message
