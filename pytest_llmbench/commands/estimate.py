@@ -120,6 +120,7 @@ class _Estimator:
         limit_bytes = int(min(limit_gb * 1e9, _MOST_BYTES)) if limit_gb is not None else None
         self._output_dir = setup.rootdir / Path(setup.config.output.dir).expanduser()
         self._serving = serving
+        self._configured = setup.config.backend
         self._check = MemoryCheck(limit_bytes, lambda: self._observations)
         self._available: AvailableMemory | None = None
 
@@ -172,6 +173,9 @@ class _Estimator:
         if prediction is None:
             return ()
         notes = [*prediction.estimate.notes]
+        if self._configured not in _ENGINES:
+            engine = self._serving.spec.kind
+            notes.append(f"counted for the engine {engine}; the configured backend is {self._configured!r}")
         if self._serving.spec.gpu_layers and prediction.device is None:
             notes.append("no GPU was found; counted for the CPU")
         settings, header = prediction.settings, prediction.header

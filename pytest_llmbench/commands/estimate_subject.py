@@ -67,6 +67,8 @@ class Finder:
         if _exists(path):
             self._reject_revision(what, "a file here")
             return [_local(path)]
+        if path.is_symlink():
+            raise ConfigError(f"{what} is a link to {path.readlink()}, which is not there; restore it or name the file")
         entry, quantization = self._listed(what)
         if entry is not None:
             self._reject_revision(what, f"in {self._setup.sources[1]}, where a model has its own")

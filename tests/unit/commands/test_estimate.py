@@ -274,6 +274,12 @@ class TestSettings:
         estimate.configure({"limits": {"max_memory_gb": 1_000_000}})
         assert estimate.facts(path)["bound_by"] == "machine"
 
+    @pytest.mark.parametrize(("backend", "noted"), [("embedded", False), ("llama_cpp", False), ("ollama", True)])
+    def test_another_backend_than_is_counted(self, estimate: Estimate, backend: str, *, noted: bool) -> None:
+        estimate.configure({"backend": backend})
+        note = f"counted for the engine embedded; the configured backend is {backend!r}"
+        assert (note in estimate.facts(llama())["notes"]) == noted
+
     def test_beyond_the_training(self, estimate: Estimate) -> None:
         note = "context 131328 is more than the 131072 tokens that the model was trained for"
         facts = estimate.facts(llama(), "--ctx", "131328", "--memory", "15.5")
@@ -438,6 +444,10 @@ class TestModelsFile:
         text = estimate("SmolLM2-135M-Instruct")
         assert text.startswith("may fit: needs about 0.118 GB of 16.0 GB")
         assert "note: from the file's size × 1.2" in text
+
+    def test_a_link_to_nowhere(self, estimate: Estimate) -> None:
+        Path("dangling.gguf").symlink_to("gone.gguf")
+        assert "dangling.gguf is a link to gone.gguf, which is not there" in estimate.refusal("dangling.gguf")
 
     def test_of_unknown_size(self, estimate: Estimate) -> None:
         source = {"wheel": "some-model==1", "member": "x.gguf"}
