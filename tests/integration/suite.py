@@ -17,6 +17,14 @@ import yaml
 from tests.plugin.bench import SUITE, SWITCH
 from tests.run_files import RunFiles
 
+# For what is not about measuring: one short answer instead of seven long ones.
+SHORT_SUITE = """
+import pytest
+
+@pytest.mark.llmbench(profile="interactive")
+def test_interactive(llm):
+    assert llm.chat("Say hello.", max_tokens=8).text
+"""
 PATIENCE_SECONDS = 200  # machines of others are slow at times
 
 
@@ -47,7 +55,7 @@ class EmbeddedSuite(RunFiles):
     def __init__(self, pytester: pytest.Pytester, model_path: Path) -> None:
         self.path = pytester.path
         self.model_path = model_path
-        self.output_tokens = 60
+        self.output_tokens = 30
         self._started: list[subprocess.Popen[str]] = []
         self.config: dict[str, Any] = {
             "embedded": {"default_ctx_size": 512},
@@ -59,6 +67,10 @@ class EmbeddedSuite(RunFiles):
         self.models: dict[str, Any] = {"models": [self.model("smol")], "full_mode_quants": ["Q4_1"]}
         self.write("conftest.py", SWITCH)
         self.write("suites/test_interactive.py", SUITE)
+
+    def be_short(self) -> None:
+        """Ask once instead of measuring."""
+        self.write("suites/test_interactive.py", SHORT_SUITE)
 
     def model(self, name: str, path: Path | None = None, size: str = "135M") -> dict[str, Any]:
         source = {"path": str(path or self.model_path)}
