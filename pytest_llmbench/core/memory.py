@@ -207,17 +207,17 @@ def estimate_memory(header: GgufHeader, settings: ServingSettings) -> MemoryEsti
     shape = shape_of(header)
     if shape is None:
         return _without_shape(header, settings)
-    exact = _placed(header, shape, settings)
+    placed = _placed(header, shape, settings)
     if settings.device == "unified":
-        exact = Placed(exact.host + exact.device)
+        placed = Placed(placed.host + placed.device)
     if shape.known:
-        return MemoryEstimate(exact, exact)
+        return MemoryEstimate(placed, placed)
     note = (
         f"the architecture {shape.architecture!r} is not known here: it needs between the weights alone and full "
         "attention in every layer"
     )
-    least = Placed(_least(exact.host), _least(exact.device))
-    most = Placed(_most(exact.host), _most(exact.device))
+    least = Placed(_least(placed.host), _least(placed.device))
+    most = Placed(_most(placed.host), _most(placed.device))
     return MemoryEstimate(least, most, notes=(note,))
 
 

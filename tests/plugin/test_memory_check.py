@@ -12,6 +12,7 @@ from pytest_llmbench.runtime.available import AvailableMemory
 from tests.ggufs.attention_models import dense
 from tests.ggufs.shape import write_shape
 from tests.plugin.bench import SWITCH, Bench, properties
+from tests.plugin.tiny_model import LARGE, SMALL, put_tiny_model
 from tests.servers.hub import Hub, HubFile, HubRepo
 
 # A kind that starts on a file of ours, and is the fake server in truth.
@@ -38,26 +39,13 @@ def pytest_llmbench_register_backends(registry):
     registry.add("on_file", OnFile())
 """
 )
-SMALL, LARGE = 1024, 131072
-TINY = dense("llama", 2, 256, 4, 2, 512, 320, LARGE, tokenizer="llama")
 CELL = "test_interactive[tiny-Q4_0-{}]"
 
 
 @pytest.fixture
 def on_file(bench: Bench) -> Bench:
     bench.write("conftest.py", ON_FILE % bench.fake.url)
-    bench.config |= {
-        "backend": "on_file",
-        "limits": {"max_memory_gb": 0.1},
-        "variants": [{"id": "small", "ctx_size": SMALL}, {"id": "large", "ctx_size": LARGE}],
-    }
-    bench.models = {
-        "models": [{"name": "tiny", "size": "1B", "files": {"Q4_0": "tiny.gguf"}}],
-        "full_mode_quants": ["Q4_0"],
-    }
-    folder = bench.path / "models" / "1B"
-    folder.mkdir(parents=True)
-    write_shape(folder / "tiny.gguf", TINY, "Q4_0", vocabulary="none")
+    put_tiny_model(bench, "on_file")
     return bench
 
 

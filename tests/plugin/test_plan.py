@@ -11,15 +11,13 @@ from typing import Any
 import pytest
 
 from pytest_llmbench.adapters import plan as plan_adapter
-from tests.ggufs.attention_models import dense
 from tests.ggufs.shape import write_shape
 from tests.plugin.bench import SUITE, SWITCH, Bench
+from tests.plugin.tiny_model import LARGE, SMALL, TINY, put_tiny_model
 from tests.servers.hub import Hub, HubFile, HubRepo, small_gguf
 
 DRY = "--llmbench-dry-run"
 REPO = "somebody/tiny-GGUF"
-SMALL, LARGE = 1024, 131072
-TINY = dense("llama", 2, 256, 4, 2, 512, 320, LARGE, tokenizer="llama")
 WHEEL = {"wheel": "tiny-models==1.0", "member": "tiny.gguf", "size_bytes": 1_000_000}
 
 
@@ -51,18 +49,7 @@ def is_refused(cell: dict[str, Any], code: str, expected: str = "skip") -> bool:
 @pytest.fixture
 def on_files(bench: Bench) -> Bench:
     """Two variants of a model that is here: one fits, the other does not."""
-    bench.config |= {
-        "backend": "embedded",
-        "limits": {"max_memory_gb": 0.1},
-        "variants": [{"id": "small", "ctx_size": SMALL}, {"id": "large", "ctx_size": LARGE}],
-    }
-    bench.models = {
-        "models": [{"name": "tiny", "size": "1B", "files": {"Q4_0": "tiny.gguf"}}],
-        "full_mode_quants": ["Q4_0"],
-    }
-    folder = bench.path / "models" / "1B"
-    folder.mkdir(parents=True)
-    write_shape(folder / "tiny.gguf", TINY, "Q4_0", vocabulary="none")
+    put_tiny_model(bench, "embedded")
     return bench
 
 
