@@ -128,13 +128,6 @@ class GgufHeader:
         whole = tuple(number for number in found if number is not None)
         return whole if len(whole) == count else None
 
-    def real(self, name: str) -> float | None:
-        """The architecture's value ``name`` where it is a finite number."""
-        value = self.metadata.get(f"{self.architecture}.{name}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return None
-        return float(value)
-
     def _text(self, key: str) -> str | None:
         value = self.metadata.get(key)
         return value if isinstance(value, str) else None

@@ -61,7 +61,6 @@ class ModelShape:
     inner_width: int
     convolution_width: int
     side_width: int
-    trained_context: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +168,6 @@ def shape_of(header: GgufHeader) -> ModelShape | None:
         inner_width=inner,
         convolution_width=inner + 2 * groups * (header.number("ssm.state_size") or 0) if groups else 0,
         side_width=(header.number("altup.num_inputs") or 0) * embedding + 2 * per_layer * count,
-        trained_context=header.context_length,
     )
 
 

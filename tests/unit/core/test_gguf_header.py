@@ -59,14 +59,6 @@ def test_a_number_per_layer(value: Value, count: int, numbers: tuple[int, ...] |
     assert header(n=value).numbers("n", count) == numbers
 
 
-@pytest.mark.parametrize(
-    ("value", "real"),
-    [(0.5, 0.5), (10_000, 10_000.0), (-1, -1.0), (True, None), ("1", None), (math.inf, None), (math.nan, None)],
-)
-def test_a_real_number(value: Value, real: float | None) -> None:
-    assert header(f=value).real("f") == real
-
-
 def test_how_large_the_vocabulary_is() -> None:
     embedding = Tensor("token_embd.weight", (64, 300), "F32", 76_800)
     told = header(embedding, vocab_size=200)
