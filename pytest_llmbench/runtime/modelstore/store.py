@@ -63,6 +63,7 @@ class ModelStore:
     may_download: bool
     _failed: dict[Path, ModelError] = field(default_factory=dict, repr=False)
     _listings: dict[HubRepository, Listing | ModelError] = field(default_factory=dict, repr=False)
+    _headers: dict[tuple[tuple[str, int, int], ...], GgufHeader] = field(default_factory=dict, repr=False)
     _remotes: dict[tuple[str, str], RemoteModel] = field(default_factory=dict, repr=False)
 
     def locate(self, model: ModelEntry, quantization: str) -> list[Path] | None:
@@ -120,7 +121,7 @@ class ModelStore:
         """
         paths = self.locate(model, quantization)
         if paths is not None:
-            return ModelHeader(read_model(paths), local=True, download_bytes=0)
+            return ModelHeader(self._local_header(paths), local=True, download_bytes=0)
         source = model.source.get(quantization)
         if not self.may_download or (source is not None and source.wheel is not None):
             return None
@@ -130,6 +131,17 @@ class ModelStore:
         cache, asking = self.model_dir / ".headers", origin.headers()
         headers = [remote_header(file, cache, asking, origin.refused) for file in remote.files]
         return ModelHeader(merged(headers), local=False, download_bytes=self.missing_bytes(model, quantization))
+
+    def _local_header(self, paths: list[Path]) -> GgufHeader:
+        """The header of files that are here, read again only where one has changed: every cell asks for it."""
+        try:
+            states = [path.stat() for path in paths]
+        except OSError:
+            return read_model(paths)  # which tells what is wrong
+        key = tuple((str(path), one.st_size, one.st_mtime_ns) for path, one in zip(paths, states, strict=True))
+        if key not in self._headers:
+            self._headers[key] = read_model(paths)
+        return self._headers[key]
 
     def missing_bytes(self, model: ModelEntry, quantization: str) -> int | None:
         """What a download would still write, None where nobody tells; raises as :meth:`remote` does."""

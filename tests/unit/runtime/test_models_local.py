@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from pytest_llmbench.core.gguf import GgufHeader, read_model
+from pytest_llmbench.runtime.modelstore import store as store_module
 from pytest_llmbench.runtime.modelstore.metadata import Metadata
 from pytest_llmbench.runtime.modelstore.store import ModelStore
 from tests.servers.hub import COMMIT, Hub, small_gguf
@@ -180,3 +182,24 @@ class TestMetadata:
             thread.join(30)
         assert {key: noted["model"] for key, noted in notes.read().items()} == {path.name: path.name for path in paths}
         assert not list(store.model_dir.glob(".metadata.*.json"))
+
+
+def test_a_header_is_read_once_until_its_file_changes(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+
+    def counted(paths: list[Path]) -> GgufHeader:
+        reads.append(paths[0].name)
+        return read_model(paths)
+
+    monkeypatch.setattr(store_module, "read_model", counted)
+    model, path = from_hub(), target_of(store)
+    path.write_bytes(small_gguf())
+    first, again = store.header(model, "Q4_1"), store.header(model, "Q4_1")
+    assert first is not None
+    assert first == again
+    assert len(reads) == 1
+    path.write_bytes(small_gguf(data_bytes=400))
+    changed = store.header(model, "Q4_1")
+    assert changed is not None
+    assert changed.header.size_bytes == path.stat().st_size != first.header.size_bytes
+    assert len(reads) == 2
