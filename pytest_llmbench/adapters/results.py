@@ -112,6 +112,7 @@ def blank_record(suite: Suite, cell: Cell, nodeid: str, status: Status, reason: 
         model_size=suite.matrix.of(cell).model.size,
         profile=cell.profile,
         variant=cell.variant,
+        settings=spec.as_args(),
         status=status,
         reason=reason,
         server=ServerInfo(kind=spec.kind, args=spec.as_args()),

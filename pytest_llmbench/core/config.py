@@ -96,6 +96,26 @@ def check_command(value: str | list[str] | None) -> str | list[str] | None:
     return value
 
 
+def check_devices(value: Any) -> str | list[str]:
+    """Accept ``auto``, ``cpu``, or GPUs as CUDA_VISIBLE_DEVICES names them: indices or UUIDs, each alone or several.
+
+    Raises:
+        ValueError: anything else, an empty list, or a GPU that is listed twice.
+    """
+    if value in ("auto", "cpu"):
+        return str(value)
+    names = [str(name) for name in value] if isinstance(value, list) else []
+    if not names or not all(re.fullmatch(r"[A-Za-z0-9_.:/-]+(,[A-Za-z0-9_.:/-]+)*", name) for name in names):
+        msg = f"{value!r} is not allowed; write auto, cpu, or a list of GPUs such as [0, 1] or ['0,1', '2,3']"
+        raise ValueError(msg)
+    parts = [part for name in names for part in name.split(",")]
+    twice = next((part for part in parts if parts.count(part) > 1), None)
+    if twice is not None:
+        msg = f"{twice!r} is listed twice; each GPU may be one device's only"
+        raise ValueError(msg)
+    return names
+
+
 BaseUrl = Annotated[str, AfterValidator(check_base_url)]
 Program = Annotated[str, AfterValidator(check_program)]
 
@@ -141,7 +161,17 @@ class OpenAIConfig(Section):
 class LimitsConfig(Section):
     max_memory_gb: Annotated[float | None, Field(gt=0, le=1_000_000)] = None
     max_load_time: Annotated[float, Field(gt=0)] = 300.0
-    allow_swap: Annotated[bool, NOT_USED_YET] = False
+    allow_swap: bool = False
+
+
+class BlockingConfig(Section):
+    """Which rules may spare a cell that an earlier one's outcome makes pointless; see :mod:`core.blocking`."""
+
+    load: bool = True
+    speed: bool = True
+    quantization_path: bool = True
+    memory_trend: bool = True
+    stress_selection: bool = True
 
 
 class MeasurementConfig(Section):
@@ -157,6 +187,7 @@ class MeasurementConfig(Section):
     loads: Annotated[int, Field(ge=1), NOT_USED_YET] = 1
     inconclusive: Literal["pass", "fail"] = "pass"
     calibrate: bool = True
+    overlap: Literal["none", "downloads", "starts"] = "none"
 
     @model_validator(mode="after")
     def _ordered(self) -> MeasurementConfig:
@@ -236,11 +267,13 @@ class Config(Section):
     ollama: OllamaConfig = OllamaConfig()
     openai: OpenAIConfig = OpenAIConfig()
     test_mode: Literal["quick", "full"] = "full"
-    resume_from: Annotated[str | None, NOT_USED_YET] = None
+    resume_from: Annotated[str | None, Field(min_length=1)] = None
     profiles: list[str] = ["interactive", "long_context", "batch", "quality", "stress"]
     thresholds: ThresholdTable = {}
     settings: dict[str, dict[str, Any]] = {}
     limits: LimitsConfig = LimitsConfig()
+    blocking: BlockingConfig = BlockingConfig()
+    devices: Annotated[Any, AfterValidator(check_devices)] = "auto"
     measurement: MeasurementConfig = MeasurementConfig()
     variants: list[Variant] = []
     model_dir: str = "./models"

@@ -129,7 +129,14 @@ class MemoryRecord(Record):
 
 
 class CellRecord(Record):
-    """One line of ``cells.jsonl``."""
+    """One line of ``cells.jsonl``.
+
+    Attributes:
+        settings: what the configuration asks of the server, so that cells of other models can be compared with this
+            one; ``server`` says what ran.
+        device: what it was measured on: ``cpu``, or a GPU as it is named in ``CUDA_VISIBLE_DEVICES``; None where it was
+            not.
+    """
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
@@ -140,6 +147,8 @@ class CellRecord(Record):
     model_size: str
     profile: str
     variant: str | None
+    settings: dict[str, Primitive] = {}
+    device: str | None = None
     status: Status
     reason: Reason | None = None
     metrics: dict[str, MetricValue] = {}

@@ -17,8 +17,8 @@ from pytest_llmbench.core.yaml_source import YamlDocument, parse_yaml
 from pytest_llmbench.errors import ConfigError
 
 CONFIG_KEYS = (
-    "backend, embedded, limits, llama_cpp, logging, measurement, model_dir, ollama, openai, output, profiles, "
-    "resume_from, settings, test_mode, thresholds, variants"
+    "backend, blocking, devices, embedded, limits, llama_cpp, logging, measurement, model_dir, ollama, openai, output, "
+    "profiles, resume_from, settings, test_mode, thresholds, variants"
 )
 MODEL_KEYS = "base_filename, files, name, repo, revision, served, size, source, thresholds"
 
@@ -561,12 +561,11 @@ def test_a_misspelt_key_deep_in_own_settings_names_the_one_that_was_meant(data: 
 def test_keys_without_effect_yet_are_named_where_they_are_written() -> None:
     config = _config(
         "resume_from: latest\nllama_cpp: {gpu_layers: 1}\nollama: {start: true}\nopenai: {command: a}\n"
-        "limits: {allow_swap: true, max_load_time: 5}\n"
+        "limits: {allow_swap: true, max_load_time: 5}\nmeasurement: {loads: 2}\n"
         "variants: [{id: a}, {id: b, parallel: 2, threads: 2}]\nthresholds: {batch: {max_variance: 5}}\n"
     )
     assert list(keys_not_used_yet(config)) == [
-        "limits.allow_swap",
-        "resume_from",
+        "measurement.loads",
         "variants[1].parallel",
     ]
     models = _models("models: [{name: m, size: 1B, repo: a/b, files: {Q4_0: x}, source: {Q4_0: {url: 'http://h/x'}}}]")
