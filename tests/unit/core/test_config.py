@@ -60,6 +60,7 @@ def test_an_empty_file_gives_the_founding_defaults() -> None:
         "loads": 1,
         "inconclusive": "pass",
         "calibrate": True,
+        "overlap": "none",
     }
 
 
@@ -166,7 +167,8 @@ def test_a_misspelt_key_names_the_one_that_was_meant(written: str, meant: str) -
 def test_a_misspelt_key_in_a_section_names_those_of_the_section() -> None:
     assert _refused_config("measurement:\n  min_sample: 6\n") == (
         "configs/config.yaml:2: measurement.min_sample: unknown key (did you mean 'min_samples'?); "
-        "allowed: calibrate, inconclusive, loads, max_samples, max_seconds, min_samples, target_half_width_percent"
+        "allowed: calibrate, inconclusive, loads, max_samples, max_seconds, min_samples, overlap, "
+            "target_half_width_percent"
     )
 
 
@@ -683,3 +685,21 @@ models_like = st.fixed_dictionaries(
 @given(data=models_like)
 def test_any_list_of_models_is_accepted_or_complained_about_line_by_line(data: dict[str, Any]) -> None:
     _assert_model_or_complaint(Models, yaml.safe_dump(data, allow_unicode=True))
+
+
+# ---------------------------------------------------------------- devices
+
+
+def test_devices_are_named_as_cuda_does() -> None:
+    assert _config("devices: [0, '1,2', GPU-1a]\n").devices == ["0", "1,2", "GPU-1a"]
+    assert _config("devices: cpu\n").devices == "cpu"
+    assert Config().devices == "auto"
+
+
+@pytest.mark.parametrize("written", ["gpu", "[]", "{a: 1}", "3", "[a b]", "['0,']", "null"])
+def test_other_devices_are_refused_in_words(written: str) -> None:
+    assert "write auto, cpu, or a list of GPUs" in _refused(f"devices: {written}\n")
+
+
+def test_a_gpu_belongs_to_one_device() -> None:
+    assert "'0' is listed twice" in _refused("devices: [0, '0,1']\n")
