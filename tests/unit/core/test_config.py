@@ -698,8 +698,8 @@ def test_devices_are_named_as_cuda_does() -> None:
 
 @pytest.mark.parametrize("written", ["gpu", "[]", "{a: 1}", "3", "[a b]", "['0,']", "null"])
 def test_other_devices_are_refused_in_words(written: str) -> None:
-    assert "write auto, cpu, or a list of GPUs" in _refused(f"devices: {written}\n")
+    assert "write auto, cpu, or a list of GPUs" in _refused_config(f"devices: {written}\n")
 
 
 def test_a_gpu_belongs_to_one_device() -> None:
-    assert "'0' is listed twice" in _refused("devices: [0, '0,1']\n")
+    assert "'0' is listed twice" in _refused_config("devices: [0, '0,1']\n")
