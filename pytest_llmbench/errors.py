@@ -5,6 +5,7 @@
     LlmbenchError
     ├── ConfigError                 a file, key or value the user wrote; shown as a usage error, exit status 4
     ├── RecordError                 a run's folder can not be written or read
+    │   └── DiskFull                no space is left for it: the run ends, and can be resumed
     └── CellError                   this cell could not be measured (record status ``error``)
         ├── ModelError              model file: unknown source, download, checksum, disk space
         │   └── ModelNotDownloaded  absent and downloads are switched off (record status ``skipped``)
@@ -41,6 +42,10 @@ class ConfigError(LlmbenchError):
 
 class RecordError(LlmbenchError):
     """A run's folder can not be written or read."""
+
+
+class DiskFull(RecordError):
+    """No space is left for records; what was measured so far is kept."""
 
 
 class CellError(LlmbenchError):

@@ -51,10 +51,11 @@ def pytest_configure(config: pytest.Config) -> None:
     collection.register_markers(config, list(suite.profiles))
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(config, suite), "llmbench-recorder")
+        config.add_cleanup(suite.folder.close)
     pids = config.stash[WORKER_PIDS_KEY] = set()
     config.add_cleanup(setup.configure_logging(suite))
     config.add_cleanup(suite.pool.release)
-    config.add_cleanup(signals.end_in_order_on_sigterm(lambda: tuple(pids)))
+    config.add_cleanup(signals.end_in_order_on_signals(lambda: tuple(pids)))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -67,6 +68,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         collection.arrange(items, suite)
     else:
         collection.switch_off(config, items)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist's, which tells the controller what was collected
+def pytest_collection_finish(session: pytest.Session) -> None:
+    workers.tell_groups(session.config, session.items)
 
 
 @pytest.hookimpl(tryfirst=True)

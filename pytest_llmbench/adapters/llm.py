@@ -43,6 +43,7 @@ class CellRun:
     rating: Rating | None = None
     interpretation: str | None = None
     skip_reason: Reason | None = None
+    blocked: bool = False
     memory: MemoryRecord | None = None
     memory_watch: MemoryWatch | None = None
     sent_requests: int = 0

@@ -14,8 +14,18 @@ _OPTIONS: tuple[tuple[str, str, str], ...] = (
     ("config", "PATH", "configuration file (default: configs/config.yaml below the rootdir)"),
     ("models", "PATH", "models file (default: configs/models.yaml below the rootdir)"),
     ("output", "DIR", "folder for results; a run writes DIR/<run id>/ (default: results)"),
+    ("resume", "RUN", "finish an earlier run in its own folder: latest, a run id, or a folder"),
 )
-MODES = ("quick", "full")
+_CHOICES: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("mode", ("quick", "full"), "which quantizations, and how long: quick stops at min_samples (default: test_mode)"),
+    ("when-busy", ("wait", "fail"), "what to do while another benchmark measures on this machine (default: wait)"),
+)
+_SWITCHES: tuple[tuple[str, str], ...] = (
+    ("no-download", "never download; a missing model is skipped"),
+    ("no-blocking", "run what an earlier cell's outcome makes pointless"),
+    ("resume-anyway", "with --llmbench-resume: go on although the configuration is another now"),
+    ("dry-run", "print the plan (order, predicted memory, downloads, expected skips and duration), and start nothing"),
+)
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -26,14 +36,35 @@ def add_options(parser: pytest.Parser) -> None:
     for name, metavar, text in _OPTIONS:
         group.addoption(f"--llmbench-{name}", metavar=metavar, default=None, help=text)
         parser.addini(f"llmbench_{name}", text, default=None)
-    text = "which quantizations, and how long: quick stops at min_samples (default: test_mode of the configuration)"
-    group.addoption("--llmbench-mode", choices=MODES, default=None, help=text)
-    parser.addini("llmbench_mode", text, default=None)
-    text = "never download; a missing model is skipped"
-    group.addoption("--llmbench-no-download", action="store_true", default=None, help=text)
-    parser.addini("llmbench_no_download", text, type="bool", default=False)
-    text = "print the plan (order, predicted memory, downloads, expected skips and duration), and start nothing"
-    group.addoption("--llmbench-dry-run", action="store_true", default=None, help=text)
-    parser.addini("llmbench_dry_run", text, type="bool", default=False)
+    for name, choices, text in _CHOICES:
+        group.addoption(f"--llmbench-{name}", choices=choices, default=None, help=text)
+        parser.addini(f"llmbench_{_key(name)}", text, default=None)
+    for name, text in _SWITCHES:
+        group.addoption(f"--llmbench-{name}", action="store_true", default=None, help=text)
+        parser.addini(f"llmbench_{_key(name)}", text, type="bool", default=False)
     # How `llmbench plan --json` learns the plan.
     group.addoption("--llmbench-plan-file", metavar="PATH", default=None, help=SUPPRESS)
+
+
+def switched(config: pytest.Config, name: str) -> bool:
+    """Whether a switch, ``no-download`` for example, is on: by the command line or the ini file."""
+    return bool(config.getoption(f"llmbench_{_key(name)}", None) or config.getini(f"llmbench_{_key(name)}"))
+
+
+def chosen(config: pytest.Config, name: str) -> str | None:
+    """What was chosen for an option with choices, None where nothing was.
+
+    Raises:
+        ValueError: the ini file has a value that is not among them.
+    """
+    given: str | None = config.getoption(f"llmbench_{_key(name)}", None)
+    configured: str | None = config.getini(f"llmbench_{_key(name)}") or None
+    choices = next(choices for option, choices, _ in _CHOICES if option == name)
+    if given is None and configured is not None and configured not in choices:
+        msg = f"llmbench_{_key(name)}: {configured!r} is not allowed; allowed: {', '.join(choices)}"
+        raise ValueError(msg)
+    return given or configured
+
+
+def _key(name: str) -> str:
+    return name.replace("-", "_")

@@ -24,7 +24,7 @@ from pytest_llmbench.core.plan import Expected, Plan, PlannedCell, PlannedMemory
 from pytest_llmbench.core.quantities import gigabytes
 from pytest_llmbench.core.records import Reason
 from pytest_llmbench.errors import CellError, ModelError, ModelNotDownloaded, ServerError
-from pytest_llmbench.runtime.available import AvailableMemory, available_memory
+from pytest_llmbench.runtime.available import AvailableMemory
 from pytest_llmbench.runtime.memory_check import Prediction
 from pytest_llmbench.runtime.modelstore.transfer import require_disk_space
 
@@ -116,7 +116,7 @@ class _Planner:
     def __init__(self, suite: Suite, config: pytest.Config) -> None:
         self._suite = suite
         self._config = config
-        self._available: AvailableMemory = available_memory(suite.memory_check.limit_bytes)
+        self._available: AvailableMemory = suite.memory_check.available()
         self._models: dict[tuple[str, str], _ModelFacts] = {}
         self._memory: dict[tuple[ServerSpec, str, str], tuple[PlannedMemory | None, _Outcome]] = {}
         self._refusals = 0

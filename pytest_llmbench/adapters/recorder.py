@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import pytest
 
-from pytest_llmbench.adapters import early
+from pytest_llmbench.adapters import early, plan, resume
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.progress import tell
-from pytest_llmbench.adapters.results import RECORD_ATTRIBUTE, crash_record
+from pytest_llmbench.adapters.results import DISK_FULL, RECORD_ATTRIBUTE, STATUS_ATTRIBUTE, crash_record, reports_of
 from pytest_llmbench.adapters.setup import Suite
-from pytest_llmbench.adapters.signals import TERMINATED
+from pytest_llmbench.adapters.signals import ENDED_BY_SIGNAL
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import CellRecord
-from pytest_llmbench.errors import RecordError
+from pytest_llmbench.errors import DiskFull, RecordError
 from pytest_llmbench.reports import write_reports
 from pytest_llmbench.runtime import host
+from pytest_llmbench.runtime.mending import set_aside_cells
 from pytest_llmbench.runtime.run_folder import utc_now
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ NO_CELLS = (
     "llmbench: the matrix is empty: no model has a quantization of {mode}_mode_quants that its backend can run "
     "(`files` for a server we start, `served` for one that runs already)"
 )
+CUT_SHORT = "llmbench: the run was cut short; --llmbench-resume latest finishes the cells without a record"
 NOTHING_MEASURED = "llmbench: cells were selected, but none was measured; the reasons stand above and in the records"
 
 
@@ -38,7 +40,10 @@ class Recorder:
         self._config = config
         self._suite = suite
         self._opened = False
-        self._records: list[CellRecord] = []
+        self._records: dict[str, CellRecord] = dict(suite.earlier.records) if suite.earlier is not None else {}
+        self._of_this_session: set[str] = set()
+        self._told_again: list[CellRecord] = []
+        self._running: set[str] = set()
         self._other_failures = 0
         self._gave_up = False
         self._warned = False
@@ -49,7 +54,7 @@ class Recorder:
         """Cells were selected, and none was measured; a user's own test counts when the model answered it."""
         return bool(self._records) and not any(
             r.metrics or r.status in {"invalid", "failed"} or (r.status == "passed" and r.answered_requests)
-            for r in self._records
+            for r in self._records.values()
         )
 
     def pytest_report_header(self) -> list[str]:
@@ -63,17 +68,74 @@ class Recorder:
         for line in self._suite.announcements if not self._config.option.collectonly else ():
             tell(self._config, line)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Warn of servers that are not there."""
-        if not self._config.option.collectonly:
-            self._warn_early([cell for cell in map(cell_of, session.items) if cell is not None])
+        """Take out what an earlier part of the run finished; warn of servers that are not there."""
+        if self._config.option.collectonly:
+            return
+        self._resume([item.nodeid for item in session.items])
+        finished = {record.nodeid for record in self._told_again}
+        session.items[:] = [item for item in session.items if item.nodeid not in finished]
+        self._warn_early([cell for cell in map(cell_of, session.items) if cell is not None])
 
     @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_node_collection_finished(self) -> None:
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
         """The same under xdist, where this process collects nothing: for all cells, the first time."""
         suite = self._suite
         if not self._warned:
+            self._resume(ids)
             self._warn_early([cell for name in sorted(suite.enabled_profiles) for cell in suite.matrix.cells(name)])
+
+    def _resume(self, selected: Sequence[str]) -> None:
+        """Make an earlier run's folder ready for what is left of it, and say how much that is."""
+        earlier = self._suite.earlier
+        if earlier is None or plan.wanted(self._config):
+            return
+        finished = earlier.finished
+        self._told_again = [finished[nodeid] for nodeid in selected if nodeid in finished]
+        left = len(selected) - len(self._told_again)
+        tell(
+            self._config, f"resuming run {earlier.path.name}: {len(self._told_again)} tests are finished, {left} to go"
+        )
+        for line in earlier.differences:
+            tell(self._config, f"made otherwise: {line}")
+        for nodeid in selected:
+            if nodeid not in finished:
+                self._records.pop(nodeid, None)
+        try:
+            resume.prepare(earlier, self._suite.folder, selected)
+        except RecordError as exc:
+            self._give_up(exc)
+        self._open()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        """After the tests, report again what was finished before: not earlier, because ``-x`` would stop there."""
+        if not hasattr(self._config.option, "dist") or self._config.option.dist == "no":
+            session.testscollected += len(self._told_again)
+        try:
+            return (yield)
+        finally:
+            for record in self._told_again:
+                for report in reports_of(record):
+                    self._config.hook.pytest_runtest_logreport(report=report)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(
+        self, report: pytest.TestReport
+    ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+        """A cell that was blocked has a letter and a word of its own."""
+        if getattr(report, STATUS_ATTRIBUTE, None) != "blocked" or report.when != "setup":
+            return None
+        return "blocked", "B", ("BLOCKED", {"yellow": True})
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Remember what runs, also on a worker."""
+        self._running.add(nodeid)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """It does no longer."""
+        self._running.discard(nodeid)
 
     def _warn_early(self, cells: list[Cell]) -> None:
         self._warned = True
@@ -91,18 +153,22 @@ class Recorder:
         if self._opened:
             return
         self._opened, suite = True, self._suite
+        command_line = ["pytest", *map(str, self._config.invocation_params.args)]
         self._description = {
-            "command_line": ["pytest", *map(str, self._config.invocation_params.args)],
+            "command_line": command_line,
             "started_at": utc_now(),
-            "mode": suite.mode,
-            "configuration": suite.config.model_dump(mode="json"),
-            "models": suite.models.model_dump(mode="json", exclude_defaults=True),
+            **suite.description,
             "hardware": suite.hardware,
-            "host": suite.host,
             "software": host.describe_software(),
             "git_commit": host.git_commit(suite.rootdir),
             "clock": host.describe_clock(),
         }
+        if suite.earlier is not None:
+            before = suite.earlier.description
+            again = {"command_line": command_line, "at": utc_now(), "differences": suite.earlier.differences}
+            self._description["resumed"] = [*before.get("resumed", []), again]
+            kept = ("started_at", "command_line", "calibration")
+            self._description |= {key: before[key] for key in kept if key in before}
         try:
             suite.folder.create(self._description)
         except RecordError as exc:
@@ -110,24 +176,40 @@ class Recorder:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Write the record a report brings; make one for a cell whose worker crashed."""
+        if self._suite.trouble is not None:
+            self._give_up(self._suite.trouble)
         record = self._record_of(report)
         if record is None:
             self._other_failures += report.failed
             return
         self._open()
-        self._records.append(record)
         logger.info("%s: %s%s", record.nodeid, record.status, f" ({record.reason.code})" if record.reason else "")
         try:
-            self._suite.folder.append_cell(record)
+            self._keep(record, superseded=str(report.outcome) == "rerun")
         except RecordError as exc:
             self._give_up(exc)
+        if record.reason is not None and record.reason.code == DISK_FULL:
+            self._give_up(DiskFull(record.reason.message))
+
+    def _keep(self, record: CellRecord, *, superseded: bool) -> None:
+        """Write a record; a cell has only one, so an attempt that another plugin repeats goes to a file of its own."""
+        folder = self._suite.folder
+        if superseded:
+            folder.append_superseded(record)
+            return
+        if record.nodeid in self._of_this_session:
+            set_aside_cells(folder.path, {record.nodeid})
+        self._of_this_session.add(record.nodeid)
+        self._records[record.nodeid] = record
+        folder.append_cell(record)
 
     def _record_of(self, report: pytest.TestReport) -> CellRecord | None:
         line: str | None = getattr(report, RECORD_ATTRIBUTE, None)
         if line is not None:
             return CellRecord.model_validate(json.loads(line))
         crashed = str(report.when) == "???"  # what xdist writes when a worker died
-        return crash_record(self._suite, report) if crashed else None
+        known = report.nodeid in self._of_this_session  # it died between its last report and its last word
+        return crash_record(self._suite, report) if crashed and not known else None
 
     def _give_up(self, exc: RecordError) -> None:
         """Measuring on would only lose what is measured."""
@@ -140,9 +222,17 @@ class Recorder:
         try:
             return (yield)
         finally:
-            if self._suite.folder.path.is_dir():  # also where only a worker had begun to write
+            self._keep_for_last_failed()
+            if self._opened or self._suite.folder.has_parts:  # of workers that were cut short in their first cells
                 self._open()
                 self._finish(session)
+
+    def _keep_for_last_failed(self) -> None:
+        """Have ``--lf`` run what was blocked or cut short, too: a skip is taken off pytest's list, and so forgotten."""
+        cache = getattr(self._config, "cache", None)
+        blocked = {nodeid for nodeid in self._of_this_session if self._records[nodeid].status == "blocked"}
+        if cache is not None and (again := blocked | self._running):
+            cache.set("cache/lastfailed", cache.get("cache/lastfailed", {}) | dict.fromkeys(sorted(again), True))
 
     def _finish(self, session: pytest.Session) -> None:
         suite = self._suite
@@ -153,21 +243,22 @@ class Recorder:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         try:
             suite.folder.join_parts()
-            servers = {f"{r.server.kind} {r.server.version}" for r in self._records if r.server.version}
+            records = list(self._records.values())
+            servers = {f"{r.server.kind} {r.server.version}" for r in records if r.server.version}
             ending = {
                 "finished_at": utc_now(),
                 "exit_status": int(session.exitstatus),
                 "servers": sorted(servers),
-                "calibration": suite.folder.take_calibration(),
+                "calibration": suite.folder.take_calibration() or self._description.get("calibration"),
             }
             suite.folder.describe({**self._description, **ending})
-            write_reports(suite.folder.path, self._records, suite.config.output.formats)
+            write_reports(suite.folder.path, records, suite.config.output.formats)
         except (OSError, RecordError) as exc:
             tell(self._config, f"reports can not be written: {exc}; the records are kept")
         if not suite.config.output.include_logs:
             shutil.rmtree(suite.folder.logs, ignore_errors=True)
         reporter: pytest.TerminalReporter | None = self._config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None and session.exitstatus == TERMINATED:  # a status pytest prints no summary for
+        if reporter is not None and session.exitstatus in ENDED_BY_SIGNAL:  # a status pytest prints no summary for
             self.pytest_terminal_summary(reporter, int(session.exitstatus))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
@@ -182,13 +273,14 @@ class Recorder:
         terminalreporter.section("llmbench", sep="=")
         writer = terminalreporter._tw
         if self._records:
-            for line in render(self._records, width=writer.fullwidth, colour=writer.hasmarkup):
+            for line in render(list(self._records.values()), width=writer.fullwidth, colour=writer.hasmarkup):
                 terminalreporter.line(line)
         path = suite.folder.path
         shown = path.relative_to(suite.rootdir) if path.is_relative_to(suite.rootdir) else path
-        files = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        names = (entry.name for entry in path.iterdir()) if path.is_dir() else ()
+        files = sorted(name for name in names if not name.startswith("."))
         terminalreporter.line(f"results in {shown}: {', '.join(files)}")
         if self._nothing_measured:
             terminalreporter.line(NOTHING_MEASURED)
         if exitstatus not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}:
-            terminalreporter.line("llmbench: the run was cut short; a cell without a record was not measured")
+            terminalreporter.line(CUT_SHORT)

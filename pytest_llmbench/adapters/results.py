@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 
 import pytest
@@ -10,16 +11,18 @@ import pytest
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.fixtures import RUN_KEY
 from pytest_llmbench.adapters.llm import CellRun
-from pytest_llmbench.adapters.memory import note_tested, observe
+from pytest_llmbench.adapters.memory import is_here, note_tested, observe
 from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import CellRecord, Reason, ServerInfo, Status, to_line
-from pytest_llmbench.errors import CellError, LlmbenchError, ThresholdFailure
+from pytest_llmbench.errors import CellError, DiskFull, LlmbenchError, RecordError, ThresholdFailure
 from pytest_llmbench.runtime.run_folder import utc_now
 
 # Report attributes survive xdist's serialisation as long as they are primitives, and stay out of JUnit. A record goes
 # as one line of ASCII, because execnet can not send every string that a model can produce.
 RECORD_ATTRIBUTE = "llmbench_record"
+STATUS_ATTRIBUTE = "llmbench_status"
+DISK_FULL = "disk_full"
 
 
 def begin(item: pytest.Item, suite: Suite) -> None:
@@ -28,9 +31,21 @@ def begin(item: pytest.Item, suite: Suite) -> None:
     if cell is None:
         return
     run = item.stash[RUN_KEY] = CellRun(cell, item.nodeid, utc_now(), time.monotonic())
+    run.skip_reason = _why_pointless(suite, cell, item.nodeid)
+    if run.skip_reason is not None:
+        run.blocked = True
+        item.add_marker(pytest.mark.skip(reason=run.skip_reason.message))
     if hasattr(item.config, "workerinput"):
         note = {"nodeid": run.nodeid, "started_at": run.started_at, "cell": dataclasses.asdict(cell)}
         suite.folder.note_running(note)
+
+
+def _why_pointless(suite: Suite, cell: Cell, nodeid: str) -> Reason | None:
+    """Why blocking would spare a cell. Memory is looked at where no header will tell what the server needs."""
+    spec = suite.spec(cell)
+    without_header = spec.model_file is None and is_here(spec)
+    available_bytes = suite.memory_check.available().bytes if without_header else None
+    return suite.decisions.why(cell, nodeid, suite.host, available_bytes)
 
 
 def annotate(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, suite: Suite) -> None:
@@ -48,7 +63,9 @@ def annotate(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Test
     elif report.when == "setup" and report.passed:
         return
     record = _record(item, run, report, error, suite)
+    suite.learn(record)
     setattr(report, RECORD_ATTRIBUTE, to_line(record))
+    setattr(report, STATUS_ATTRIBUTE, record.status)
     item.user_properties.extend(junit_properties(record))
     report.user_properties = list(item.user_properties)
     if hasattr(item.config, "workerinput"):
@@ -84,16 +101,20 @@ def _record(
 
 
 def _status(run: CellRun, report: pytest.TestReport, error: BaseException | None) -> tuple[Status, Reason | None]:
+    status: Status
     if isinstance(error, CellError) and run.skip_reason is None:
-        status: Status = "invalid" if error.status == "invalid" else "error"
+        status = "invalid" if error.status == "invalid" else "error"
         return status, Reason(code=error.code, message=error.message, evidence=error.evidence)
+    if isinstance(error, RecordError):
+        return "error", Reason(code=DISK_FULL if isinstance(error, DiskFull) else "not_recorded", message=str(error))
     if isinstance(error, ThresholdFailure):  # also where pytest expected it to fail
         return "failed", Reason(code="below_threshold", message=str(error))
     if report.passed:
         return "passed", None
     if report.skipped:
         message = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        return "skipped", run.skip_reason or Reason(code="test_skipped", message=message)
+        status = "blocked" if run.blocked else "skipped"
+        return status, run.skip_reason or Reason(code="test_skipped", message=message)
     message = f"{type(error).__name__}: {error}" if error is not None else report.longreprtext
     if report.when == "setup":
         return "error", Reason(code="unexpected_error", message=message)
@@ -152,3 +173,24 @@ def crash_record(suite: Suite, report: pytest.TestReport) -> CellRecord | None:
     reason = Reason(code="worker_crashed", message=message)
     record = blank_record(suite, Cell(**note["cell"]), report.nodeid, "error", reason)
     return record.model_copy(update={"started_at": note["started_at"]})
+
+
+def reports_of(record: CellRecord) -> list[pytest.TestReport]:
+    """A record as reports: what an earlier part of the run found, for JUnit, ``--lf`` and the exit status."""
+    path = record.nodeid.partition("::")[0]
+    name = record.nodeid.partition("::")[2]
+    message = record.reason.message if record.reason is not None else "failed in an earlier part of this run"
+    properties = [*junit_properties(record), ("resumed_from_record", True)]
+    return [
+        pytest.TestReport(
+            nodeid=record.nodeid,
+            location=(path.replace("/", os.sep), None, name.replace("::", ".")),
+            keywords={},
+            outcome="failed" if when == "call" and record.status == "failed" else "passed",
+            longrepr=message if when == "call" and record.status == "failed" else None,
+            when=when,
+            user_properties=properties,
+            duration=record.duration_seconds if when == "call" else 0.0,
+        )
+        for when in ("setup", "call", "teardown")
+    ]

@@ -7,16 +7,21 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_llmbench.adapters import resume
+from pytest_llmbench.adapters.blocking import AskedDecisions, Decisions, NoDecisions, OwnDecisions
+from pytest_llmbench.adapters.options import chosen, switched
 from pytest_llmbench.adapters.registry import BackendRegistry, ProfileRegistry
 from pytest_llmbench.backends.base import RunningServer
+from pytest_llmbench.core.blocking import Blocking, Candidate
 from pytest_llmbench.core.cell import Cell, ServerSpec
 from pytest_llmbench.core.config import FOUNDING_SETTINGS, Config, Models, Section
+from pytest_llmbench.core.correction import Observation
 from pytest_llmbench.core.matrix import (
     Matrix,
     build_matrix,
@@ -26,14 +31,15 @@ from pytest_llmbench.core.matrix import (
     server_spec,
 )
 from pytest_llmbench.core.metrics import PROFILE_NAMES, SETTINGS_AMONG_THRESHOLDS
+from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.core.statistics import StoppingRule
 from pytest_llmbench.core.thresholds import Limit, UnusableThreshold, check_limit, known_keys, limits_in_force
 from pytest_llmbench.core.validation import Loaded, keys_not_used_yet, resolve_path, split_settings, validate
 from pytest_llmbench.core.yaml_source import YamlDocument, load_yaml, nearest
-from pytest_llmbench.errors import ConfigError
+from pytest_llmbench.errors import ConfigError, RecordError
 from pytest_llmbench.reports import WRITERS
 from pytest_llmbench.runtime import host
-from pytest_llmbench.runtime.history import History
+from pytest_llmbench.runtime.history import History, observation_of
 from pytest_llmbench.runtime.memory_check import MemoryCheck
 from pytest_llmbench.runtime.modelstore.store import ModelStore
 from pytest_llmbench.runtime.pool import ServerPool
@@ -43,7 +49,15 @@ from pytest_llmbench.runtime.share import share_dir
 
 @dataclass
 class Suite:
-    """Everything a run knows, built once per process and kept in pytest's stash."""
+    """Everything a run knows, built once per process and kept in pytest's stash.
+
+    Attributes:
+        earlier: the run that is gone on with; None in a new run, and on a worker.
+        decisions: what earlier cells taught.
+        groups: under xdist, for each test which of them share a server; None before the first worker has told.
+        trouble: why records could not be written that came from another thread.
+        observed: predicted against observed memory of this process's cells, newest first.
+    """
 
     config: Config
     models: Models
@@ -59,6 +73,11 @@ class Suite:
     log_file: Path | None
     sources: tuple[str, str]
     announcements: list[str]
+    earlier: resume.EarlierRun | None = None
+    decisions: Decisions = field(default_factory=NoDecisions)
+    groups: list[int] | None = None
+    trouble: RecordError | None = None
+    observed: list[Observation] = field(default_factory=list)
 
     @functools.cached_property
     def hardware(self) -> dict[str, Any]:
@@ -73,19 +92,52 @@ class Suite:
     @functools.cached_property
     def history(self) -> History:
         """What earlier runs on this host left in the same output folder."""
-        return History(self.folder.output_dir, self.host, without=self.folder.run_id)
+        return History(self.folder.output_dir, self.host, without=self.folder.run_id if self.earlier is None else None)
 
     @functools.cached_property
     def memory_check(self) -> MemoryCheck:
         """Whether a server would fit."""
         limit_gb = self.config.limits.max_memory_gb
-        return MemoryCheck(int(limit_gb * 1e9) if limit_gb is not None else None, lambda: self.history.observations)
+        limit_bytes = int(limit_gb * 1e9) if limit_gb is not None else None
+        return MemoryCheck(limit_bytes, lambda: (*self.observed, *self.history.observations))
+
+    def learn(self, record: CellRecord) -> None:
+        """Take to heart what a cell of this process taught: for blocking, and for the next predictions of memory."""
+        self.decisions.learn(record)
+        if (observation := observation_of(record)) is not None:
+            self.observed.insert(0, observation)
 
     def spec(self, cell: Cell) -> ServerSpec:
         """The server a cell needs, with a context for what the profile does."""
         needs = getattr(self.profiles[cell.profile], "needed_context", None)  # a user's profile may not tell
         needed = needs(self.settings[cell.profile]) if needs is not None else None
         return server_spec(self.config, self.matrix.of(cell), self.backends.serving, needed_context=needed)
+
+    def candidate(self, cell: Cell, nodeid: str, host: str) -> Candidate:
+        """A cell that is to be decided about."""
+        spec = self.spec(cell)
+        return Candidate(
+            nodeid=nodeid,
+            model=cell.model,
+            model_size=self.matrix.of(cell).model.size,
+            quantization=cell.quantization,
+            profile=cell.profile,
+            variant=cell.variant,
+            backend=spec.kind,
+            host=host,
+            settings=spec.as_args(),
+            limits=self.limits(cell),
+        )
+
+    @functools.cached_property
+    def description(self) -> dict[str, Any]:
+        """What makes a run comparable with itself when it is resumed; part of ``run.json``."""
+        return {
+            "mode": self.mode,
+            "configuration": self.config.model_dump(mode="json"),
+            "models": self.models.model_dump(mode="json", exclude_defaults=True),
+            "host": self.host,
+        }
 
     def limits(self, cell: Cell) -> tuple[Limit, ...]:
         """The thresholds in force for a cell."""
@@ -152,9 +204,14 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
                 resolve_path(source.path, rootdir, models.document, ("models", index, "source", quantization, "path"))
 
     worker = getattr(pytest_config, "workerinput", None)
-    run_id = worker["llmbench_run_id"] if worker else new_run_id()
     output = _output_dir(pytest_config, config, rootdir)
-    return Suite(
+    announcements = _announcements(config, models, profiles)
+    earlier = None
+    if not worker and (run := resume.wanted(pytest_config, config.value)):
+        earlier = resume.find(run, output, rootdir)
+        if earlier is None:
+            announcements.append("there is no run to resume yet; this one is new")
+    suite = Suite(
         config=config.value,
         models=models.value,
         matrix=matrix,
@@ -166,11 +223,9 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
         store=ModelStore(
             resolve_path(config.value.model_dir, rootdir, config.document, ("model_dir",)),
             rootdir,
-            may_download=not (
-                pytest_config.option.llmbench_no_download or pytest_config.getini("llmbench_no_download")
-            ),
+            may_download=not switched(pytest_config, "no-download"),
         ),
-        folder=RunFolder(output, run_id, worker["workerid"] if worker else None),
+        folder=_run_folder(output, earlier, worker),
         pool=ServerPool(),
         log_file=(
             resolve_path(config.value.logging.file, rootdir, config.document, ("logging", "file"))
@@ -178,8 +233,33 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
             else None
         ),
         sources=(config.document.name, models.document.name),
-        announcements=_announcements(config, models, profiles),
+        announcements=announcements,
+        earlier=earlier,
     )
+    if earlier is not None:
+        resume.compare(earlier, suite.description, anyway=switched(pytest_config, "resume-anyway"))
+        try:
+            suite.folder.claim()
+        except RecordError as exc:
+            raise ConfigError(f"--llmbench-resume: {exc}") from exc
+    if not switched(pytest_config, "no-blocking"):
+        suite.decisions = _decisions(suite, worker)
+    return suite
+
+
+def _run_folder(output: Path, earlier: resume.EarlierRun | None, worker: Mapping[str, Any] | None) -> RunFolder:
+    if worker is not None:
+        return RunFolder(output, worker["llmbench_run_id"], worker["workerid"])
+    if earlier is not None:
+        return RunFolder(earlier.path.parent, earlier.path.name)
+    return RunFolder(output, new_run_id())
+
+
+def _decisions(suite: Suite, worker: Mapping[str, Any] | None) -> Decisions:
+    if worker is not None:
+        return AskedDecisions(worker["llmbench_channel"])
+    known = suite.earlier.finished.values() if suite.earlier is not None else ()
+    return OwnDecisions(Blocking(suite.config.blocking), suite, known)
 
 
 def _file(pytest_config: pytest.Config, name: str) -> Path | None:
@@ -208,12 +288,10 @@ def _load(model: type[Any], path: Path | None, rootdir: Path) -> Loaded[Any]:
 
 
 def _mode(pytest_config: pytest.Config) -> str | None:
-    mode: str | None = pytest_config.getoption("llmbench_mode")
-    if mode is None and (configured := pytest_config.getini("llmbench_mode")):
-        if configured not in {"quick", "full"}:
-            raise ConfigError(f"llmbench_mode: {configured!r} is not allowed; allowed: quick, full")
-        mode = str(configured)
-    return mode
+    try:
+        return chosen(pytest_config, "mode")
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc
 
 
 def _output_dir(pytest_config: pytest.Config, config: Loaded[Config], rootdir: Path) -> Path:

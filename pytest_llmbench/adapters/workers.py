@@ -1,22 +1,80 @@
-"""xdist: what a worker is told, and how workers and controller end together."""
+"""xdist: what a worker is told, what it tells and asks, and how workers and controller end together."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from pytest_llmbench.adapters.setup import Suite
+from pytest_llmbench.adapters.blocking import OwnDecisions
+from pytest_llmbench.adapters.collection import cell_of
+from pytest_llmbench.adapters.setup import SUITE_KEY, Suite
+from pytest_llmbench.errors import RecordError
 from pytest_llmbench.runtime.lifeline import die_with_parent
 
+logger = logging.getLogger(__name__)
 WORKER_PIDS_KEY = pytest.StashKey[set[int]]()
+CHANNEL = "llmbench_channel"
+_END = object()
 
 
 def instruct(node: Any, suite: Suite) -> None:
-    """Controller: tell a worker which run it belongs to and who started it."""
+    """Controller: tell a worker which run it belongs to and who started it, and listen to it."""
     node.workerinput["llmbench_run_id"] = suite.folder.run_id
     node.workerinput["llmbench_controller_pid"] = os.getpid()
+    node.workerinput["llmbench_sends_requests"] = not node.gateway.spec.popen  # its disk may not be ours
+    channel = node.workerinput[CHANNEL] = node.gateway.newchannel()
+    channel.setcallback(_listener(node, channel, suite), endmarker=_END)
+
+
+def _listener(node: Any, channel: Any, suite: Suite) -> Callable[[Any], None]:
+    """Answer a worker; runs in the thread that receives from it, so it never waits."""
+
+    def listen(message: Any) -> None:
+        if message is _END:
+            return
+        try:  # an exception would close the channel without a word
+            told = json.loads(message)
+            if told["kind"] == "groups":
+                suite.groups = told["groups"]
+            elif told["kind"] == "request":
+                suite.folder.append_request_of(node.gateway.id, told["line"])
+            elif isinstance(suite.decisions, OwnDecisions):
+                reason = suite.decisions.answer(told)
+                if "number" in told:
+                    answer = {"number": told["number"], "reason": reason.model_dump() if reason else None}
+                    channel.send(json.dumps(answer))
+            elif "number" in told:
+                channel.send(json.dumps({"number": told["number"], "reason": None}))
+        except RecordError as exc:
+            suite.trouble = exc
+        except Exception:
+            logger.exception("worker %s can not be answered", node.gateway.id)
+
+    return listen
+
+
+def tell_groups(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Worker: tell which tests share a server, before xdist tells which tests there are."""
+    workerinput = getattr(config, "workerinput", None)
+    suite = config.stash.get(SUITE_KEY, None)
+    if workerinput is None or suite is None:
+        return
+    numbers: dict[Any, int] = {}
+    groups = []
+    for item in items:
+        cell = cell_of(item)
+        groups.append(
+            -1 if cell is None else numbers.setdefault((cell.profile == "stress", suite.spec(cell)), len(numbers))
+        )
+    try:
+        workerinput[CHANNEL].send(json.dumps({"kind": "groups", "groups": groups}))
+    except OSError as exc:
+        logger.warning("the controller can not be told which cells share a server: %r", exc)
 
 
 def settle_in(config: pytest.Config) -> None:

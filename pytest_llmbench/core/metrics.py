@@ -22,6 +22,8 @@ class Metric:
         meaning: one sentence for people.
         maximum: the largest possible value, None where there is none (a coefficient of variation may exceed 100 %).
         decimals: how many digits after the point are worth printing.
+        no_better_when_larger: a larger model of the same quantization, on the same machine and server, is no better in
+            it: more is read from memory and computed for every token. The blocking rules rest on it.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Metric:
     meaning: str
     maximum: float | None = None
     decimals: int = 1
+    no_better_when_larger: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,14 @@ METRICS: dict[str, Metric] = {
             "lower",
             "Time to first token: from sending the prompt until the first text arrives.",
             decimals=3,
+            no_better_when_larger=True,
         ),
         Metric(
             "decode_tokens_per_second",
             "tokens/s",
             "higher",
             "How fast text streams once it has started: (tokens − 1) / (last token − first token).",
+            no_better_when_larger=True,
         ),
         Metric(
             "time_per_output_token_ms",
@@ -71,6 +76,7 @@ METRICS: dict[str, Metric] = {
             "lower",
             "Time per output token while streaming: the inverse of the decode rate.",
             decimals=2,
+            no_better_when_larger=True,
         ),
         Metric(
             "variance_percent",
@@ -84,6 +90,7 @@ METRICS: dict[str, Metric] = {
             "tokens/s",
             "higher",
             "How fast the prompt is read, by the server's own clock and only when nothing came from its cache.",
+            no_better_when_larger=True,
         ),
     )
 }

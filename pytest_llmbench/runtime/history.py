@@ -37,16 +37,8 @@ class History:
     @cached_property
     def observations(self) -> tuple[Observation, ...]:
         """Predicted against observed memory, newest first."""
-        found = []
-        for record in self._records:
-            memory = record.memory
-            if memory is None or not memory.predicted_bytes or not memory.observed_peak_bytes:
-                continue
-            if _is_comparable(memory):
-                observed = memory.observed_peak_bytes + (memory.observed_swap_bytes or 0)
-                names = (record.backend, record.model, record.quantization)
-                found.append(Observation(*names, memory.predicted_bytes, observed))
-        return tuple(found)
+        found = map(observation_of, self._records)
+        return tuple(observation for observation in found if observation is not None)
 
     def duration_seconds(self, nodeid: str, backend: str) -> float | None:
         """What a cell usually took on a kind of server, from its start to its record; None where it never ran here."""
@@ -72,6 +64,15 @@ class History:
             return []
         folders = (self._output_dir / name for name in names if name != self._without)
         return [folder for folder in folders if (folder / "cells.jsonl").is_file()][:_RUNS]
+
+
+def observation_of(record: CellRecord) -> Observation | None:
+    """What a cell taught about predictions of memory; None where it taught nothing."""
+    memory = record.memory
+    if memory is None or not memory.predicted_bytes or not memory.observed_peak_bytes or not _is_comparable(memory):
+        return None
+    observed_bytes = memory.observed_peak_bytes + (memory.observed_swap_bytes or 0)
+    return Observation(record.backend, record.model, record.quantization, memory.predicted_bytes, observed_bytes)
 
 
 def _is_comparable(memory: MemoryRecord) -> bool:

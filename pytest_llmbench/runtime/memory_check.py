@@ -177,6 +177,10 @@ class MemoryCheck:
     limit_bytes: int | None = None
     observations: Callable[[], Sequence[Observation]] = field(default=tuple)
 
+    def available(self) -> AvailableMemory:
+        """What there is now."""
+        return available_memory(self.limit_bytes)
+
     def predict(
         self, spec: ServerSpec, model: str, quantization: str, header: GgufHeader | None, size_bytes: int | None
     ) -> Prediction | None:
@@ -208,7 +212,7 @@ class MemoryCheck:
                 quantization=quantization,
                 predicted_bytes=estimate.total_bytes,
             )
-        return Prediction(estimate, settings, header, correction, available_memory(self.limit_bytes), device)
+        return Prediction(estimate, settings, header, correction, self.available(), device)
 
 
 def settings_of(spec: ServerSpec, device: DeviceMemory | None) -> ServingSettings:

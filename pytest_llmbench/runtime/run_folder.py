@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -11,8 +13,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from pytest_llmbench.core.records import SCHEMA_VERSION, CellRecord, Record, cell_from, to_line
-from pytest_llmbench.errors import RecordError
+from pytest_llmbench.errors import DiskFull, RecordError
+from pytest_llmbench.runtime.mending import SUPERSEDED, cut_torn_line
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_RESERVE_BYTES = 1 << 20
 
 
 def new_run_id() -> str:
@@ -40,11 +48,45 @@ class RunFolder:
         self._parts = self.path / "parts"
         self._part = part
         self._calibration = self.path / "calibration.json"
+        self._reserve = self.path / ".reserve"
+        self._lock = FileLock(self.path / ".lock")
 
     def create(self, run: dict[str, Any]) -> None:
-        """Write ``run.json`` and point ``latest`` here. Raises RecordError when the disk refuses."""
+        """Write ``run.json``, point ``latest`` here, and keep some space for the last records of a full disk.
+
+        Raises:
+            RecordError: the disk refuses, or another process writes to this run.
+        """
+        self.claim()
         self.describe(run)
         self._point_latest()
+        try:
+            self._reserve.write_bytes(os.urandom(_RESERVE_BYTES))  # what compresses would reserve nothing
+        except OSError as exc:
+            self._reserve.unlink(missing_ok=True)
+            raise _not_writable(self._reserve, exc) from exc
+
+    def claim(self) -> None:
+        """Be the only process that writes this run's records, until it ends. Safe to call again.
+
+        Raises:
+            RecordError: another one does, or the disk refuses.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self._lock.is_locked:
+                self._lock.acquire(timeout=0)
+        except Timeout as exc:
+            raise RecordError(f"run {self.run_id} goes on in another process; wait for it or end it first") from exc
+        except OSError as exc:
+            raise _not_writable(self.path, exc) from exc
+
+    def close(self) -> None:
+        """Give back what was only needed while the run went on."""
+        for path in (self._reserve, self.path / ".lock"):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        self._lock.release()
 
     def describe(self, run: dict[str, Any]) -> None:
         """Write ``run.json``, in one step. Raises RecordError when the disk refuses."""
@@ -72,18 +114,32 @@ class RunFolder:
 
     def append_cell(self, record: CellRecord) -> None:
         """Add a line to ``cells.jsonl``. Raises RecordError when the disk refuses."""
-        self._append(self.path / "cells.jsonl", record)
+        self._append(self.path / "cells.jsonl", to_line(record))
+
+    def append_superseded(self, record: CellRecord) -> None:
+        """Add the record of an attempt that was not the last. Raises RecordError when the disk refuses."""
+        self._append(self.path / SUPERSEDED, to_line(record))
 
     def append_request(self, record: Record) -> None:
         """Add a line to ``requests.jsonl``, or to this worker's part. Raises RecordError when the disk refuses."""
         path = self._parts / f"requests-{self._part}.jsonl" if self._part else self.path / "requests.jsonl"
-        self._append(path, record)
+        self._append(path, to_line(record))
 
-    def _append(self, path: Path, record: Record) -> None:
+    def append_request_of(self, part: str, line: str) -> None:
+        """Controller: add a line that a worker on another host sent, to its part. Raises RecordError."""
+        self._append(self._parts / f"requests-{part}.jsonl", line)
+
+    def _append(self, path: Path, line: str) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="ascii") as file:
-                file.write(to_line(record) + "\n")
+            try:
+                _write_line(path, line)
+            except OSError as exc:
+                with suppress(OSError):
+                    cut_torn_line(path)
+                if exc.errno in _NO_SPACE and self._reserve.exists():
+                    self._reserve.unlink()  # room for what is still to be said
+                    _write_line(path, line)
+                raise
         except OSError as exc:
             raise _not_writable(path, exc) from exc
 
@@ -129,9 +185,14 @@ class RunFolder:
                     return noted
         return {}
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether workers have written what is not joined yet."""
+        return self._parts.is_dir()
+
     def join_parts(self) -> None:
         """Controller: append the workers' parts to ``requests.jsonl`` and remove them."""
-        if not self._parts.is_dir():
+        if not self.has_parts:
             return
         for part in sorted(self._parts.glob("requests-*.jsonl")):
             text = part.read_bytes()
@@ -180,7 +241,17 @@ def find_run(output_dir: Path, run: str) -> Path:
     raise RecordError(f"{run!r} is no run: neither a folder with records nor a run below {output_dir}")
 
 
+def _write_line(path: Path, line: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="ascii") as file:
+        file.write(line + "\n")
+
+
 def _not_writable(path: Path, exc: OSError) -> RecordError:
+    if exc.errno in _NO_SPACE:
+        return DiskFull(
+            f"{path} can not be written: {exc.strerror}; free some space, then go on with --llmbench-resume latest"
+        )
     return RecordError(
         f"{path} can not be written: {exc.strerror}; free some space or choose another --llmbench-output"
     )

@@ -54,6 +54,8 @@ class TestWriting:
             "run_id": "run-1",
             "command": ["pytest", "suites"],
         }
+        assert [path.name for path in folder.path.glob("[!.]*")] == ["run.json"]
+        folder.close()
         assert [path.name for path in folder.path.iterdir()] == ["run.json"]
 
     def test_a_refusing_disk_is_told(self, folder: RunFolder) -> None:

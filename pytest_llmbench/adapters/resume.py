@@ -1,0 +1,137 @@
+"""``--llmbench-resume``: go on with an earlier run in its own folder, and report on the whole of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llmbench.core.config import Config
+from pytest_llmbench.core.records import CellRecord
+from pytest_llmbench.core.resuming import differences, is_finished, last_of_each
+from pytest_llmbench.errors import ConfigError, RecordError
+from pytest_llmbench.runtime.mending import (
+    cut_torn_line,
+    set_aside_cells,
+    set_aside_repeated_cells,
+    set_aside_requests,
+)
+from pytest_llmbench.runtime.run_folder import RunFolder, find_run, read_cells
+
+ANYWAY = "--llmbench-resume-anyway"
+
+
+@dataclass
+class EarlierRun:
+    """A run that is being gone on with.
+
+    Attributes:
+        path: its folder.
+        description: its ``run.json``.
+        records: its cells' last records, by node id.
+        differences: what was configured otherwise then.
+    """
+
+    path: Path
+    description: Mapping[str, Any]
+    records: dict[str, CellRecord]
+    differences: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> dict[str, CellRecord]:
+        """The records that stay: of cells that were measured and judged."""
+        return {nodeid: record for nodeid, record in self.records.items() if is_finished(record)}
+
+
+def wanted(pytest_config: pytest.Config, config: Config) -> str | None:
+    """The RUN to go on with: of the command line, the ini file, or the configuration."""
+    option: str | None = pytest_config.getoption("llmbench_resume")
+    ini: str | None = pytest_config.getini("llmbench_resume") or None
+    return option or ini or config.resume_from
+
+
+def find(run: str, output_dir: Path, rootdir: Path) -> EarlierRun | None:
+    """Read the run back; None where the newest is wanted and there is none yet.
+
+    Raises:
+        ConfigError: there is no such run, or its files can not be understood.
+    """
+    try:
+        path = find_run(output_dir, str(_folder_of(run, rootdir)))
+    except RecordError as exc:
+        if run == "latest":
+            return None
+        raise ConfigError(f"--llmbench-resume: {exc}") from exc
+    try:
+        records = last_of_each(read_cells(path))
+    except (RecordError, OSError) as exc:
+        raise ConfigError(f"--llmbench-resume: {exc}") from exc
+    return EarlierRun(path, _description(path), records)
+
+
+def _folder_of(run: str, rootdir: Path) -> str | Path:
+    """A RUN may also be one of the files in its folder, as the founding ``resume_from`` has it."""
+    given = rootdir / run
+    if given.is_file() and given.name != "latest":
+        return given.parent
+    return given if given.is_dir() else run
+
+
+def _description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        description = None
+    if not isinstance(description, dict):
+        raise ConfigError(f"--llmbench-resume: {path / 'run.json'} can not be read, so nobody knows what the run was")
+    return description
+
+
+def compare(earlier: EarlierRun, now: Mapping[str, Any], *, anyway: bool) -> None:
+    """Find what is another now than in the earlier run, and refuse it unless it is wanted.
+
+    Args:
+        now: ``configuration``, ``models``, ``mode`` and ``host``, as in ``run.json``.
+
+    Raises:
+        ConfigError: with every difference.
+    """
+    before = {key: earlier.description.get(key) for key in now}
+    try:  # keys that came later have their defaults
+        before["configuration"] = Config.model_validate(before["configuration"], strict=False).model_dump(mode="json")
+    except ValueError:
+        pass  # then they are shown as differences
+    earlier.differences = differences(before, now)
+    if earlier.differences and not anyway:
+        told = "\n".join(f"  {line}" for line in earlier.differences)
+        raise ConfigError(
+            f"--llmbench-resume: run {earlier.path.name} was made otherwise (then → now):\n{told}\n"
+            f"undo that, start a new run, or go on all the same with {ANYWAY}"
+        )
+
+
+def prepare(earlier: EarlierRun, folder: RunFolder, selected: Sequence[str]) -> None:
+    """Make the folder ready for what is to be done again.
+
+    Args:
+        selected: node ids of this session's tests; records of other cells stay.
+
+    Raises:
+        RecordError: the disk refuses.
+    """
+    folder.claim()
+    finished = earlier.finished
+    again = {nodeid for nodeid in selected if nodeid in earlier.records and nodeid not in finished}
+    try:
+        for name in ("cells.jsonl", "requests.jsonl"):
+            cut_torn_line(folder.path / name)
+        folder.join_parts()
+    except OSError as exc:
+        raise RecordError(f"{folder.path} can not be made ready: {exc.strerror}") from exc
+    set_aside_repeated_cells(folder.path)
+    set_aside_cells(folder.path, again)
+    set_aside_requests(folder.path, but_of=earlier.records.keys() - again)
