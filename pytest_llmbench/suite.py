@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             "this suite needs pytest-llmbench's options: plugin autoloading is off, add -p llmbench"
         )
+    workers.refuse_what_can_not_be_reported(config)
     workers.settle_in(config)
     try:
         suite = config.stash[SUITE_KEY] = setup.build_suite(config)
@@ -54,7 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(suite.folder.close)
     pids = config.stash[WORKER_PIDS_KEY] = set()
     config.add_cleanup(setup.configure_logging(suite))
-    config.add_cleanup(suite.pool.release)
+    config.add_cleanup(suite.watches.end)
+    config.add_cleanup(suite.let_go)
     config.add_cleanup(signals.end_in_order_on_signals(lambda: tuple(pids)))
 
 
@@ -108,13 +110,19 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if (suite := session.config.stash.get(SUITE_KEY, None)) is not None:
-        suite.pool.release()
+        suite.let_go()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     if (suite := node.config.stash.get(SUITE_KEY, None)) is not None:
         workers.instruct(node, suite)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    suite = config.stash.get(SUITE_KEY, None)
+    return workers.scheduler(config, log, suite) if suite is not None else None
 
 
 @pytest.hookimpl(optionalhook=True)

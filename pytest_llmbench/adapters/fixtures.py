@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from filelock import BaseFileLock, Timeout
 
+from pytest_llmbench.adapters.cell_run import CellRun
 from pytest_llmbench.adapters.collection import cell_of
-from pytest_llmbench.adapters.llm import LLM, CellRun
+from pytest_llmbench.adapters.llm import LLM
 from pytest_llmbench.adapters.memory import check_before_download, check_before_load, observe, watch
-from pytest_llmbench.adapters.progress import shown_progress, tell
+from pytest_llmbench.adapters.progress import shown_progress
 from pytest_llmbench.adapters.setup import SUITE_KEY, Suite
+from pytest_llmbench.adapters.workers import say
 from pytest_llmbench.backends.base import RunningServer, StartRequest
 from pytest_llmbench.calibration import quick_calibration
-from pytest_llmbench.core.cell import Cell
+from pytest_llmbench.core.cell import Cell, ServerSpec
 from pytest_llmbench.core.records import Reason
 from pytest_llmbench.errors import CellError, DoesNotFit, ModelNotDownloaded
-from pytest_llmbench.runtime import host
 
 logger = logging.getLogger(__name__)
 RUN_KEY = pytest.StashKey[CellRun]()
-_PATIENCE_SECONDS = 2.0
 
 
 @pytest.fixture
@@ -37,19 +36,18 @@ def cell() -> Cell:
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest, cell: Cell) -> Iterator[RunningServer]:
-    """The running server of the cell, with the exclusive right to measure on this host's device."""
+    """The running server of the cell, with the exclusive right to measure on its device."""
     suite = request.config.stash[SUITE_KEY]
     run = request.node.stash[RUN_KEY]
-    with _device(request.config):
-        try:
-            run.server = _provide(suite, cell, run, request.config)
-        except (ModelNotDownloaded, DoesNotFit) as exc:
-            run.skip_reason = Reason(code=exc.code, message=exc.message, evidence=exc.evidence)
-            pytest.skip(exc.message)
-        try:
-            yield run.server
-        finally:
-            observe(run)
+    try:
+        run.server = _provide(suite, cell, run, request.config)
+    except (ModelNotDownloaded, DoesNotFit) as exc:
+        run.skip_reason = Reason(code=exc.code, message=exc.message, evidence=exc.evidence)
+        pytest.skip(exc.message)
+    try:
+        yield run.server
+    finally:
+        observe(run)
 
 
 @pytest.fixture
@@ -61,15 +59,29 @@ def llm(request: pytest.FixtureRequest, server: RunningServer) -> LLM:
 def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> RunningServer:
     spec, combination = suite.spec(cell), suite.matrix.of(cell)
     backend = suite.backends[spec.kind]
-    _calibrate_once(suite)
+    suite.watches.begin(lambda text: say(config, text))
+    suite.folder.require_space()
     if not suite.pool.holds(spec):
-        suite.pool.release()  # what it takes is not free until it is gone
+        suite.let_go()  # what it takes is not free until it is gone
+    waits_for = _what_waits(suite, spec)
+    if waits_for == "all":
+        _take_device(suite, spec, run, config)
+        _calibrate_once(suite)
     with shown_progress(config) as progress:
         model_path: Path | None = None
         if spec.model_file is not None:
             check_before_download(suite, cell, run)
             model_path, run.model_file = suite.store.fetch(combination.model, cell.quantization, progress)
-            check_before_load(suite, cell, run)
+        if waits_for == "start":
+            _take_device(suite, spec, run, config)
+        if spec.model_file is not None:
+            try:
+                check_before_load(suite, cell, run)
+            except DoesNotFit:
+                if waits_for != "measuring":
+                    raise
+                _take_device(suite, spec, run, config)  # what another worker measures on is gone then
+                check_before_load(suite, cell, run)
         request = StartRequest(
             spec,
             model_path,
@@ -80,8 +92,26 @@ def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> R
             progress=progress.step,
         )
         running = suite.pool.lease(spec, lambda: backend.start(request))
+    _take_device(suite, spec, run, config)
+    suite.watches.begin_cell()
     watch(run, running)
     return running
+
+
+def _what_waits(suite: Suite, spec: ServerSpec) -> Literal["all", "start", "measuring"]:
+    """What this cell does not begin before its device is free; ``measurement.overlap`` allows to begin sooner.
+
+    Nothing may begin before the run is calibrated, and a server that will use a leased GPU has to know which.
+    """
+    overlap = suite.config.measurement.overlap
+    if overlap == "none" or (suite.config.measurement.calibrate and not suite.folder.is_calibrated):
+        return "all"
+    return "start" if overlap == "downloads" or suite.device.is_chosen_by_lease(spec) else "measuring"
+
+
+def _take_device(suite: Suite, spec: ServerSpec, run: CellRun, config: pytest.Config) -> None:
+    suite.device.take(spec, lambda text: say(config, text))
+    run.device = suite.device.name
 
 
 def _calibrate_once(suite: Suite) -> None:
@@ -97,29 +127,8 @@ def _calibrate_once(suite: Suite) -> None:
     suite.folder.keep_calibration(calibration.model_dump(mode="json"))
 
 
-@contextmanager
-def _device(config: pytest.Config) -> Iterator[None]:
-    """Hold the device: a server that starts beside a measurement would falsify it."""
-    lock = host.device_lock()
-    _acquire(lock, config)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _acquire(lock: BaseFileLock, config: pytest.Config) -> None:
-    try:
-        lock.acquire(timeout=_PATIENCE_SECONDS)
-    except Timeout:
-        text = f"another benchmark measures on this machine; waiting for it ({lock.lock_file})"
-        logger.info(text)
-        tell(config, text)
-        lock.acquire()
-
-
 def release_before(nextitem: pytest.Item | None, suite: Suite) -> None:
-    """Stop the running server unless the next test needs it too."""
+    """Stop the running server, and give the device back, unless the next test needs them too."""
     following = cell_of(nextitem)
     if following is None or not suite.pool.holds(suite.spec(following)):
-        suite.pool.release()
+        suite.let_go()

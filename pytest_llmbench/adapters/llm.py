@@ -9,45 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_llmbench.adapters.cell_run import CellRun
 from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.backends.base import RunningServer
 from pytest_llmbench.client.generation import Generation
 from pytest_llmbench.client.load import send
-from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.ratings import interpret, rate
-from pytest_llmbench.core.records import MemoryRecord, ModelFile, Rating, Reason, RequestRecord
+from pytest_llmbench.core.records import RequestRecord
 from pytest_llmbench.core.thresholds import Limit, Verdict, judge, known_keys
 from pytest_llmbench.core.yaml_source import nearest
 from pytest_llmbench.errors import LlmbenchError, MeasurementInvalid, RequestError
-from pytest_llmbench.profiles.base import Measurement, ProfileContext
-from pytest_llmbench.telemetry.process import MemoryWatch
+from pytest_llmbench.profiles.base import STOOD_STILL, ProfileContext
 
 # A connection is refused or broken some moments before the process behind it is gone.
 _DYING_SECONDS = 0.5
 _OF_THE_DYING = {"connection_refused", "connection_lost", "stream_truncated", "unreachable"}
-
-
-@dataclass
-class CellRun:
-    """What becomes known about one cell while its test runs; the record is made of it."""
-
-    cell: Cell
-    nodeid: str
-    started_at: str
-    started_monotonic: float
-    server: RunningServer | None = None
-    model_file: ModelFile | None = None
-    measuring: bool = False
-    measurement: Measurement | None = None
-    verdict: Verdict | None = None
-    rating: Rating | None = None
-    interpretation: str | None = None
-    skip_reason: Reason | None = None
-    blocked: bool = False
-    memory: MemoryRecord | None = None
-    memory_watch: MemoryWatch | None = None
-    sent_requests: int = 0
-    answered_requests: int = 0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -155,6 +131,7 @@ class LLM:
         suite, run, profile = self._suite, self._run, self._suite.profiles[self.cell.profile]
         run.measuring = True
         identity = self._server.identity()
+        disturbances: list[str] = []
         measurement = profile.run(
             ProfileContext(
                 endpoint=self._server.endpoint,
@@ -166,8 +143,13 @@ class LLM:
                 next_index=run.sent_requests,
                 on_failure=self._explain_failure,
                 context_size=self._server.info.context_size,
+                disturbance=suite.watches.disturbance,
+                disturbances=disturbances,
             )
         )
+        for sentence in disturbances:
+            measurement.flag(STOOD_STILL)
+            measurement.notes.append(sentence)
         self._refuse_a_restart(identity)
         measurement.notes.extend(self._server.notes)
         for flag in self._server.flags:

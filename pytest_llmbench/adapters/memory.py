@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from pytest_llmbench.adapters.llm import CellRun
+from pytest_llmbench.adapters.cell_run import CellRun
 from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.backends.base import RunningServer
 from pytest_llmbench.core.cell import Cell, ServerSpec

@@ -18,7 +18,7 @@ from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.adapters.signals import ENDED_BY_SIGNAL
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import CellRecord
-from pytest_llmbench.errors import DiskFull, RecordError
+from pytest_llmbench.errors import LlmbenchError, RecordError
 from pytest_llmbench.reports import write_reports
 from pytest_llmbench.runtime import host
 from pytest_llmbench.runtime.mending import set_aside_cells
@@ -188,8 +188,8 @@ class Recorder:
             self._keep(record, superseded=str(report.outcome) == "rerun")
         except RecordError as exc:
             self._give_up(exc)
-        if record.reason is not None and record.reason.code == DISK_FULL:
-            self._give_up(DiskFull(record.reason.message))
+        if record.reason is not None and record.reason.code in {DISK_FULL, "device_busy"}:  # as it would be for all
+            self._give_up(LlmbenchError(record.reason.message))
 
     def _keep(self, record: CellRecord, *, superseded: bool) -> None:
         """Write a record; a cell has only one, so an attempt that another plugin repeats goes to a file of its own."""
@@ -211,7 +211,7 @@ class Recorder:
         known = report.nodeid in self._of_this_session  # it died between its last report and its last word
         return crash_record(self._suite, report) if crashed and not known else None
 
-    def _give_up(self, exc: RecordError) -> None:
+    def _give_up(self, exc: LlmbenchError) -> None:
         """Measuring on would only lose what is measured."""
         self._gave_up = True
         pytest.exit(f"llmbench: {exc}", returncode=pytest.ExitCode.TESTS_FAILED)

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from pytest_llmbench.adapters.cell_run import CellRun
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.fixtures import RUN_KEY
-from pytest_llmbench.adapters.llm import CellRun
 from pytest_llmbench.adapters.memory import is_here, note_tested, observe
 from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.core.cell import Cell
@@ -80,6 +80,9 @@ def _record(
     status, reason = _status(run, report, error)
     measurement, verdict = run.measurement, run.verdict
     observe(run)
+    suite.watches.end_cell(run)
+    if run.has_swapped and measurement is not None:
+        measurement.flag("swapped")
     record = blank_record(suite, run.cell, item.nodeid, status, reason)
     return record.model_copy(
         update={
@@ -92,6 +95,7 @@ def _record(
             "sampling": measurement.sampling if measurement else {},
             "answered_requests": run.answered_requests,
             "server": run.server.info if run.server else record.server,
+            "device": run.device,
             "model_file": run.model_file,
             "memory": run.memory,
             "started_at": run.started_at,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,9 @@ def compare(earlier: EarlierRun, now: Mapping[str, Any], *, anyway: bool) -> Non
     Raises:
         ConfigError: with every difference.
     """
-    before = {key: earlier.description.get(key) for key in now}
-    try:  # keys that came later have their defaults
+    before = {key: earlier.description[key] for key in now if key in earlier.description}
+    with suppress(ValueError, KeyError):  # keys that came later have their defaults
         before["configuration"] = Config.model_validate(before["configuration"], strict=False).model_dump(mode="json")
-    except ValueError:
-        pass  # then they are shown as differences
     earlier.differences = differences(before, now)
     if earlier.differences and not anyway:
         told = "\n".join(f"  {line}" for line in earlier.differences)

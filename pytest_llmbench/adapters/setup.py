@@ -15,8 +15,10 @@ import pytest
 
 from pytest_llmbench.adapters import resume
 from pytest_llmbench.adapters.blocking import AskedDecisions, Decisions, NoDecisions, OwnDecisions
+from pytest_llmbench.adapters.device import HeldDevice
 from pytest_llmbench.adapters.options import chosen, switched
 from pytest_llmbench.adapters.registry import BackendRegistry, ProfileRegistry
+from pytest_llmbench.adapters.watching import Watches
 from pytest_llmbench.backends.base import RunningServer
 from pytest_llmbench.core.blocking import Blocking, Candidate
 from pytest_llmbench.core.cell import Cell, ServerSpec
@@ -39,6 +41,7 @@ from pytest_llmbench.core.yaml_source import YamlDocument, load_yaml, nearest
 from pytest_llmbench.errors import ConfigError, RecordError
 from pytest_llmbench.reports import WRITERS
 from pytest_llmbench.runtime import host
+from pytest_llmbench.runtime.devices import DevicePool
 from pytest_llmbench.runtime.history import History, observation_of
 from pytest_llmbench.runtime.memory_check import MemoryCheck
 from pytest_llmbench.runtime.modelstore.store import ModelStore
@@ -70,6 +73,8 @@ class Suite:
     store: ModelStore
     folder: RunFolder
     pool: ServerPool[RunningServer]
+    device: HeldDevice
+    watches: Watches
     log_file: Path | None
     sources: tuple[str, str]
     announcements: list[str]
@@ -100,6 +105,11 @@ class Suite:
         limit_gb = self.config.limits.max_memory_gb
         limit_bytes = int(limit_gb * 1e9) if limit_gb is not None else None
         return MemoryCheck(limit_bytes, lambda: (*self.observed, *self.history.observations))
+
+    def let_go(self) -> None:
+        """Stop the running server, if any, and then give its device back."""
+        self.pool.release()
+        self.device.release()
 
     def learn(self, record: CellRecord) -> None:
         """Take to heart what a cell of this process taught: for blocking, and for the next predictions of memory."""
@@ -190,7 +200,7 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
 
     config = _load(Config, _file(pytest_config, "config"), rootdir)
     models = _load(Models, _file(pytest_config, "models") or share_dir("configs") / "models.yaml", rootdir)
-    mode = _mode(pytest_config) or config.value.test_mode
+    mode = _chosen(pytest_config, "mode") or config.value.test_mode
     check_backends(config, list(backends))
     check_variants(config, backends.serving)
     _check_profiles(config, profiles)
@@ -211,6 +221,7 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
         earlier = resume.find(run, output, rootdir)
         if earlier is None:
             announcements.append("there is no run to resume yet; this one is new")
+    folder = _run_folder(output, earlier, worker)
     suite = Suite(
         config=config.value,
         models=models.value,
@@ -225,8 +236,10 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
             rootdir,
             may_download=not switched(pytest_config, "no-download"),
         ),
-        folder=_run_folder(output, earlier, worker),
+        folder=folder,
         pool=ServerPool(),
+        watches=Watches(config.value.limits),
+        device=HeldDevice(_device_pool(pytest_config, config.value, folder.run_id, one_each=worker is not None)),
         log_file=(
             resolve_path(config.value.logging.file, rootdir, config.document, ("logging", "file"))
             if config.value.logging.file is not None
@@ -253,6 +266,13 @@ def _run_folder(output: Path, earlier: resume.EarlierRun | None, worker: Mapping
     if earlier is not None:
         return RunFolder(earlier.path.parent, earlier.path.name)
     return RunFolder(output, new_run_id())
+
+
+def _device_pool(pytest_config: pytest.Config, config: Config, run_id: str, *, one_each: bool) -> DevicePool:
+    when_busy = _chosen(pytest_config, "when-busy") or "wait"
+    return DevicePool(
+        config.devices, one_each=one_each, run_id=run_id, when_busy="fail" if when_busy == "fail" else "wait"
+    )
 
 
 def _decisions(suite: Suite, worker: Mapping[str, Any] | None) -> Decisions:
@@ -287,9 +307,9 @@ def _load(model: type[Any], path: Path | None, rootdir: Path) -> Loaded[Any]:
     return Loaded(validate(model, document), document)
 
 
-def _mode(pytest_config: pytest.Config) -> str | None:
+def _chosen(pytest_config: pytest.Config, option: str) -> str | None:
     try:
-        return chosen(pytest_config, "mode")
+        return chosen(pytest_config, option)
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
 

@@ -6,12 +6,14 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from pytest_llmbench.adapters.blocking import OwnDecisions
 from pytest_llmbench.adapters.collection import cell_of
+from pytest_llmbench.adapters.progress import tell
 from pytest_llmbench.adapters.setup import SUITE_KEY, Suite
 from pytest_llmbench.errors import RecordError
 from pytest_llmbench.runtime.lifeline import die_with_parent
@@ -41,6 +43,8 @@ def _listener(node: Any, channel: Any, suite: Suite) -> Callable[[Any], None]:
             told = json.loads(message)
             if told["kind"] == "groups":
                 suite.groups = told["groups"]
+            elif told["kind"] == "say":
+                tell(node.config, told["text"])
             elif told["kind"] == "request":
                 suite.folder.append_request_of(node.gateway.id, told["line"])
             elif isinstance(suite.decisions, OwnDecisions):
@@ -75,6 +79,36 @@ def tell_groups(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
         workerinput[CHANNEL].send(json.dumps({"kind": "groups", "groups": groups}))
     except OSError as exc:
         logger.warning("the controller can not be told which cells share a server: %r", exc)
+
+
+def say(config: pytest.Config, text: str) -> None:
+    """Print a line where the user sees it: a worker has no terminal, so its controller does."""
+    logger.info(text)
+    workerinput = getattr(config, "workerinput", None)
+    if workerinput is None:
+        tell(config, text)
+        return
+    with suppress(OSError):
+        workerinput[CHANNEL].send(json.dumps({"kind": "say", "text": text}))
+
+
+def scheduler(config: pytest.Config, log: Any, suite: Suite) -> Any:
+    """Controller: what hands out cells; it keeps those of a server together, and leaves out what is finished."""
+    from pytest_llmbench.adapters.scheduler import make_scheduler
+
+    return make_scheduler(
+        config, log, lambda: suite.groups, suite.earlier.finished if suite.earlier is not None else ()
+    )
+
+
+def refuse_what_can_not_be_reported(config: pytest.Config) -> None:
+    """Refuse to run every cell on every worker: a run has one record per cell.
+
+    Raises:
+        pytest.UsageError: ``--dist each``.
+    """
+    if getattr(config.option, "dist", "no") == "each" and not hasattr(config, "workerinput"):
+        raise pytest.UsageError("--dist each runs every cell several times, and a run has one record per cell; use -n")
 
 
 def settle_in(config: pytest.Config) -> None:

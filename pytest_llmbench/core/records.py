@@ -25,6 +25,8 @@ FLAGS: dict[str, str] = {
     "server_timing_mismatch": "the server's own times differ by more than 5 % from what was measured here",
     "tokens_not_counted": "the server did not always say how many tokens it produced; those requests have no rate",
     "client_late": "this client was late itself, by more than the tolerance, in a fifth of the samples or more",
+    "stood_still": "the machine, the server or this client stood still meanwhile; those requests are not samples",
+    "swapped": "part of the server's memory was swapped out while it was measured",
     "model_reloaded": "the server loaded the model again between requests; those requests are not samples",
     "prompt_truncated": "the server did not read the whole prompt, so every number is of another prompt",
     "another_model_answered": "a model other than the cell's answered",
@@ -107,6 +109,9 @@ class MemoryRecord(Record):
         observed_source: ``pss``, or ``rss`` where only that could be read.
         observed_max_rss_bytes: the kernel's own maximum since the server began, which misses no moment and counts
             pages that are shared with others in full.
+        machine_swapped_bytes: what the machine swapped out meanwhile, of whatever process.
+        pressure_percent: the share of time in which all work stood still for want of memory (PSI, full, 10 s), at most.
+        least_left_bytes: of main memory, meanwhile.
     """
 
     method: Literal["header", "file_size"] | None = None
@@ -126,6 +131,9 @@ class MemoryRecord(Record):
     observed_max_rss_bytes: int | None = None
     observed_swap_bytes: int | None = None
     observed_device_bytes: int | None = None
+    machine_swapped_bytes: int | None = None
+    pressure_percent: Finite | None = None
+    least_left_bytes: int | None = None
 
 
 class CellRecord(Record):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,7 +16,18 @@ from pytest_llmbench.core.records import MetricValue, RequestRecord
 from pytest_llmbench.core.statistics import Interval, StoppingRule, median, median_interval
 from pytest_llmbench.errors import LlmbenchError, Primitive, RequestError
 
-__all__ = ["FailedRequest", "Measurement", "Profile", "ProfileContext", "PromptTokens", "RequestSink", "nonce"]
+STOOD_STILL = "stood_still"
+
+__all__ = [
+    "STOOD_STILL",
+    "FailedRequest",
+    "Measurement",
+    "Profile",
+    "ProfileContext",
+    "PromptTokens",
+    "RequestSink",
+    "nonce",
+]
 
 
 @dataclass
@@ -82,6 +93,17 @@ class FailedRequest(Protocol):
     def __call__(self, error: RequestError) -> LlmbenchError: ...
 
 
+class Disturbance(Protocol):
+    """Something stood still: ``sentence`` says what, and for how long."""
+
+    @property
+    def sentence(self) -> str: ...
+
+
+def _nothing(_begin_ns: int, _end_ns: int) -> Disturbance | None:
+    return None
+
+
 @dataclass
 class ProfileContext:
     """What a profile may use: a server to ask, a rule for when it is enough, its settings and data.
@@ -91,6 +113,9 @@ class ProfileContext:
         next_index: the number of the next request of this cell.
         context_size: tokens that the server's context holds, None where it does not tell.
         data_dirs: where data files are looked for, the first that has one wins.
+        disturbance: what stood still (the machine, this process, the server) between two times of
+            ``time.perf_counter_ns``.
+        disturbances: collects what did, in sentences.
     """
 
     endpoint: Endpoint
@@ -102,6 +127,8 @@ class ProfileContext:
     on_failure: FailedRequest
     next_index: int = 0
     context_size: int | None = None
+    disturbance: Callable[[int, int], Disturbance | None] = _nothing
+    disturbances: list[str] = field(default_factory=list)
 
     def read_data(self, name: str) -> str:
         """The text of a data file. Raises FileNotFoundError when no folder has it."""
@@ -113,11 +140,20 @@ class ProfileContext:
     def request(self, generation: Generation, phase: Literal["warmup", "sample"]) -> RequestRecord:
         """Send one request; its record is returned, not yet filed: the profile decides whether it is a sample.
 
+        One during which something stood still has the flag ``stood_still``, and is no sample. Then it may have failed,
+        too, which says nothing about the server.
+
         Raises:
             LlmbenchError: the request failed. Its record is filed before.
         """
         record = send(self.endpoint, generation, cell=self.nodeid, index=self.next_index, phase=phase)
         self.next_index += 1
+        stood_still = self.disturbance(record.t_send_ns, record.t_end_ns)
+        if stood_still is not None:
+            self.disturbances.append(stood_still.sentence)
+            record = record.model_copy(update={"flags": [*record.flags, STOOD_STILL]})
+            if phase == "sample":
+                return record
         only_reasoned = record.error == "empty_answer" and bool(record.reasoning)
         if not record.ok and not (phase == "warmup" and only_reasoned):  # a warm-up is too short to think to an end
             self.file(record, usable=False)

@@ -15,7 +15,7 @@ from pytest_llmbench.core.config import InteractiveSettings
 from pytest_llmbench.core.records import RequestRecord
 from pytest_llmbench.core.statistics import Interval, StoppingRule, has_trend, median, variation_percent, window_rates
 from pytest_llmbench.errors import MeasurementInvalid
-from pytest_llmbench.profiles.base import Measurement, ProfileContext, PromptTokens, nonce
+from pytest_llmbench.profiles.base import STOOD_STILL, Measurement, ProfileContext, PromptTokens, nonce
 
 PROMPT_FILE = "prompts/story.txt"
 PROMPT_TOKENS_AT_MOST = 256  # the shipped story has 130 or so; a longer one of the user's is told when it is cut
@@ -97,7 +97,8 @@ class InteractiveProfile:
             prompt = nonce() + story
             length = context.prompt_tokens(prompt)
             record = context.request(_continuation(prompt, tokens), "sample")
-            refusal = _why_nothing_counts(record, length, warmup, context.context_size)
+            stood_still = STOOD_STILL in record.flags
+            refusal = None if stood_still else _why_nothing_counts(record, length, warmup, context.context_size)
             doubt = _why_not_a_sample(record, tokens, warmup) if refusal is None else refusal.code
             context.file(record, usable=doubt is None)
             if refusal is not None:
@@ -163,6 +164,8 @@ def _another_model(record: RequestRecord, before: str | None) -> MeasurementInva
 
 def _why_not_a_sample(record: RequestRecord, tokens: int, warmup: RequestRecord) -> str | None:
     """The flag of a request whose numbers would mean something else, None for a clean one."""
+    if STOOD_STILL in record.flags:
+        return STOOD_STILL
     warm_load_seconds = ServerTimes.of(warmup.server_timings).load_seconds
     if was_reloaded(record.server_timings, warm_load_seconds):
         return "model_reloaded"
@@ -180,6 +183,7 @@ def _invalid(samples: _Samples, tokens: int) -> MeasurementInvalid:
     advice = {
         "short_answer": f"the answers ended before {tokens} tokens; ask for fewer (settings.interactive.output_tokens)",
         "prompt_cache_hit": "the server answers prompts from a cache we can not switch off; switch it off there",
+        STOOD_STILL: "the machine, the server or this client was stopped again and again; see the log",
         "model_reloaded": "the server loads the model again and again; does it have the memory to keep it, and is "
         "nobody else using it with other options?",
     }[code]

@@ -21,6 +21,7 @@ from pytest_llmbench.runtime.mending import SUPERSEDED, cut_torn_line
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _RESERVE_BYTES = 1 << 20
+LEAST_FREE_BYTES = 16 << 20
 
 
 def new_run_id() -> str:
@@ -111,6 +112,20 @@ class RunFolder:
             temporary.replace(pointer)
         except OSError as exc:
             raise _not_writable(pointer, exc) from exc
+
+    def require_space(self) -> None:
+        """See that there is room for another cell's records and its server's log.
+
+        Raises:
+            DiskFull: there is not.
+        """
+        existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.is_dir())
+        free_bytes = shutil.disk_usage(existing).free
+        if free_bytes < LEAST_FREE_BYTES:
+            raise DiskFull(
+                f"only {free_bytes / 1e6:.0f} MB are free on the disk of {self.output_dir}, a cell needs at least "
+                f"{LEAST_FREE_BYTES / 1e6:.0f}; free some space, then go on with --llmbench-resume latest"
+            )
 
     def append_cell(self, record: CellRecord) -> None:
         """Add a line to ``cells.jsonl``. Raises RecordError when the disk refuses."""

@@ -46,18 +46,19 @@ class Bench(RunFiles):
         self.write("conftest.py", SWITCH)
         self.write("suites/test_interactive.py", SUITE)
 
-    def _write_configuration(self) -> None:
+    def write_configuration(self) -> None:
+        """Write both files; ``run`` does it by itself."""
         self.write("configs/config.yaml", yaml.safe_dump(self.config))
         self.write("configs/models.yaml", yaml.safe_dump(self.models))
 
     def run(self, *arguments: str) -> pytest.RunResult:
         """Run pytest in this process."""
-        self._write_configuration()
+        self.write_configuration()
         return self.pytester.runpytest_inprocess("--junitxml=junit.xml", *arguments)
 
     def run_subprocess(self, *arguments: str) -> pytest.RunResult:
         """Run pytest in a process of its own, as xdist needs."""
-        self._write_configuration()
+        self.write_configuration()
         return self.pytester.runpytest_subprocess("--junitxml=junit.xml", *arguments)
 
 
