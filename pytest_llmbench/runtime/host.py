@@ -44,7 +44,7 @@ def runtime_dir() -> Path:
 
 
 def device_lock() -> FileLock:
-    """The right to load and measure on this host's CPUs, which are one device; ends with the process that holds it."""
+    """The right to be alone on this host's CPUs, as :mod:`~pytest_llmbench.runtime.devices` leases it; ends with us."""
     return FileLock(runtime_dir() / "device-cpu.lock")
 
 
@@ -60,8 +60,10 @@ def usable_cores() -> int:
 
 
 def describe_hardware() -> dict[str, Any]:
-    """CPU, cores, memory, operating system: primitives only."""
+    """CPU, cores, memory, operating system: primitives only; and ``LLMBENCH_HOST_LABEL``, where machines are alike."""
+    label = os.environ.get("LLMBENCH_HOST_LABEL")
     return {
+        **({"label": label} if label else {}),
         "cpu": _cpu_model(),
         "physical_cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(),
@@ -74,7 +76,9 @@ def describe_hardware() -> dict[str, Any]:
 def fingerprint(hardware: dict[str, Any]) -> str:
     """A stable, anonymous name for this hardware: the same after a reboot and an update, no serial number in it."""
     memory_gib = round(hardware["memory_bytes"] / 2**30)
-    parts = (hardware["cpu"], hardware["physical_cores"], hardware["logical_cores"], memory_gib, hardware["machine"])
+    parts = [hardware["cpu"], hardware["physical_cores"], hardware["logical_cores"], memory_gib, hardware["machine"]]
+    if "label" in hardware:
+        parts.append(hardware["label"])
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
 
 

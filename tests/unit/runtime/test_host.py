@@ -153,3 +153,13 @@ def test_the_lock_does_not_depend_on_where_temporary_files_go(monkeypatch: pytes
     finally:
         if not was_there:
             expected.rmdir()
+
+
+def test_a_label_tells_machines_apart_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLMBENCH_HOST_LABEL", raising=False)
+    plain = host.fingerprint(host.describe_hardware())
+    assert "label" not in host.describe_hardware()
+    monkeypatch.setenv("LLMBENCH_HOST_LABEL", "left")
+    left = host.fingerprint(host.describe_hardware())
+    monkeypatch.setenv("LLMBENCH_HOST_LABEL", "right")
+    assert len({plain, left, host.fingerprint(host.describe_hardware())}) == 3
