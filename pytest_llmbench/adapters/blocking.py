@@ -7,18 +7,14 @@ own, in that order, so that an answer never lacks what was told before.
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 import threading
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from pytest_llmbench.adapters.channel import Controller
 from pytest_llmbench.core.blocking import Blocking, Candidate
 from pytest_llmbench.core.cell import Cell
-from pytest_llmbench.core.records import CellRecord, Reason, cell_from, to_line
-
-logger = logging.getLogger(__name__)
-_ANSWER_SECONDS = 30.0
+from pytest_llmbench.core.records import CellRecord, Reason, to_line
 
 
 class Candidates(Protocol):
@@ -76,55 +72,25 @@ class OwnDecisions:
         with self._lock:
             return self._blocking.why(candidate, lambda: available_bytes)
 
-    def answer(self, message: dict[str, Any]) -> Reason | None:
-        """What a worker tells or asks; None also where it only told something."""
-        if message["kind"] == "learn":
-            self.learn(cell_from(message["record"], "a worker's record"))
-            return None
-        return self.why(Cell(**message["cell"]), message["nodeid"], message["host"], message["available_bytes"])
+    def answer(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """To a worker that asks ``why``."""
+        reason = self.why(Cell(**message["cell"]), message["nodeid"], message["host"], message["available_bytes"])
+        return reason.model_dump() if reason is not None else None
 
 
 class AskedDecisions:
     """On a worker: the controller decides. Where it can not be asked, the cell is run."""
 
-    def __init__(self, channel: Any) -> None:
-        self._channel = channel
-        self._questions = 0
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
 
     def learn(self, record: CellRecord) -> None:
         """See :class:`Decisions`."""
-        self._send({"kind": "learn", "record": json.loads(to_line(record))})
+        self._controller.tell("learn", record=to_line(record))
 
     def why(self, cell: Cell, nodeid: str, host: str, available_bytes: int | None) -> Reason | None:
         """See :class:`Decisions`."""
-        self._questions += 1
-        question = {
-            "kind": "why",
-            "number": self._questions,
-            "cell": dataclasses.asdict(cell),
-            "nodeid": nodeid,
-            "host": host,
-            "available_bytes": available_bytes,
-        }
-        if not self._send(question):
-            return None
-        try:
-            while (answer := json.loads(self._channel.receive(_ANSWER_SECONDS)))["number"] != self._questions:
-                pass  # the late answer to an earlier question
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            self._channel.RemoteError,
-        ) as exc:  # execnet's TimeoutError is an OSError
-            logger.warning("the controller did not say whether %s is worth running: %r", nodeid, exc)
-            return None
-        return Reason.model_validate(answer["reason"]) if answer["reason"] is not None else None
-
-    def _send(self, message: dict[str, Any]) -> bool:
-        try:
-            self._channel.send(json.dumps(message))  # as ASCII: execnet can not send every string
-        except OSError as exc:
-            logger.warning("the controller can not be told: %r", exc)
-            return False
-        return True
+        answer = self._controller.ask(
+            "why", cell=dataclasses.asdict(cell), nodeid=nodeid, host=host, available_bytes=available_bytes
+        )
+        return Reason.model_validate(answer) if answer is not None else None

@@ -59,7 +59,7 @@ def llm(request: pytest.FixtureRequest, server: RunningServer) -> LLM:
 def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> RunningServer:
     spec, combination = suite.spec(cell), suite.matrix.of(cell)
     backend = suite.backends[spec.kind]
-    suite.watches.begin(lambda text: say(config, text))
+    suite.watches.begin(lambda text: say(config, suite, text))
     suite.folder.require_space()
     if not suite.pool.holds(spec):
         suite.let_go()  # what it takes is not free until it is gone
@@ -110,7 +110,7 @@ def _what_waits(suite: Suite, spec: ServerSpec) -> Literal["all", "start", "meas
 
 
 def _take_device(suite: Suite, spec: ServerSpec, run: CellRun, config: pytest.Config) -> None:
-    suite.device.take(spec, lambda text: say(config, text))
+    suite.device.take(spec, lambda text: say(config, suite, text))
     run.device = suite.device.name
 
 

@@ -186,7 +186,7 @@ class LLM:
     def _file(self, record: RequestRecord) -> None:
         self._run.sent_requests += 1
         self._run.answered_requests += record.ok
-        self._suite.folder.append_request(record)
+        self._suite.file_request(record)
 
     def _explain_failure(self, error: RequestError) -> LlmbenchError:
         """A failed request, or the death of the server that explains it."""

@@ -35,9 +35,9 @@ def begin(item: pytest.Item, suite: Suite) -> None:
     if run.skip_reason is not None:
         run.blocked = True
         item.add_marker(pytest.mark.skip(reason=run.skip_reason.message))
-    if hasattr(item.config, "workerinput"):
-        note = {"nodeid": run.nodeid, "started_at": run.started_at, "cell": dataclasses.asdict(cell)}
-        suite.folder.note_running(note)
+    if suite.controller is not None:
+        known = {"nodeid": run.nodeid, "started_at": run.started_at, "host": suite.host}
+        suite.controller.tell("began", cell=dataclasses.asdict(cell), **known)
 
 
 def _why_pointless(suite: Suite, cell: Cell, nodeid: str) -> Reason | None:
@@ -68,8 +68,6 @@ def annotate(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Test
     setattr(report, STATUS_ATTRIBUTE, record.status)
     item.user_properties.extend(junit_properties(record))
     report.user_properties = list(item.user_properties)
-    if hasattr(item.config, "workerinput"):
-        suite.folder.note_running(None)
     if run.measurement is not None and run.model_file is not None:
         note_tested(suite, run)
 
@@ -169,14 +167,14 @@ def junit_properties(record: CellRecord) -> list[tuple[str, object]]:
 
 
 def crash_record(suite: Suite, report: pytest.TestReport) -> CellRecord | None:
-    """The record of a cell whose worker died with it, from the note it left; None for other tests."""
-    note = suite.folder.was_running(report.nodeid)
-    if not note:
+    """The record of a cell whose worker died with it, from what it told when it began; None for other tests."""
+    note = suite.began.get(report.nodeid)
+    if note is None:
         return None
     message = f"{report.longrepr}; the cell was not measured, run it again (--lf)"
     reason = Reason(code="worker_crashed", message=message)
     record = blank_record(suite, Cell(**note["cell"]), report.nodeid, "error", reason)
-    return record.model_copy(update={"started_at": note["started_at"]})
+    return record.model_copy(update={"started_at": note["started_at"], "host": note["host"]})
 
 
 def reports_of(record: CellRecord) -> list[pytest.TestReport]:

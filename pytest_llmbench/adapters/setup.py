@@ -15,6 +15,7 @@ import pytest
 
 from pytest_llmbench.adapters import resume
 from pytest_llmbench.adapters.blocking import AskedDecisions, Decisions, NoDecisions, OwnDecisions
+from pytest_llmbench.adapters.channel import CHANNEL, Controller
 from pytest_llmbench.adapters.device import HeldDevice
 from pytest_llmbench.adapters.options import chosen, switched
 from pytest_llmbench.adapters.registry import BackendRegistry, ProfileRegistry
@@ -33,7 +34,7 @@ from pytest_llmbench.core.matrix import (
     server_spec,
 )
 from pytest_llmbench.core.metrics import PROFILE_NAMES, SETTINGS_AMONG_THRESHOLDS
-from pytest_llmbench.core.records import CellRecord
+from pytest_llmbench.core.records import CellRecord, RequestRecord, to_line
 from pytest_llmbench.core.statistics import StoppingRule
 from pytest_llmbench.core.thresholds import Limit, UnusableThreshold, check_limit, known_keys, limits_in_force
 from pytest_llmbench.core.validation import Loaded, keys_not_used_yet, resolve_path, split_settings, validate
@@ -57,6 +58,9 @@ class Suite:
     Attributes:
         earlier: the run that is gone on with; None in a new run, and on a worker.
         decisions: what earlier cells taught.
+        controller: on a worker, who started it.
+        sends_requests: whether records of requests go there, because this disk may not be the controller's.
+        began: cells that workers have begun, by node id, for the record of one that dies.
         groups: under xdist, for each test which of them share a server; None before the first worker has told.
         trouble: why records could not be written that came from another thread.
         observed: predicted against observed memory of this process's cells, newest first.
@@ -80,7 +84,10 @@ class Suite:
     announcements: list[str]
     earlier: resume.EarlierRun | None = None
     decisions: Decisions = field(default_factory=NoDecisions)
+    controller: Controller | None = None
+    sends_requests: bool = False
     groups: list[int] | None = None
+    began: dict[str, dict[str, Any]] = field(default_factory=dict)
     trouble: RecordError | None = None
     observed: list[Observation] = field(default_factory=list)
 
@@ -105,6 +112,13 @@ class Suite:
         limit_gb = self.config.limits.max_memory_gb
         limit_bytes = int(limit_gb * 1e9) if limit_gb is not None else None
         return MemoryCheck(limit_bytes, lambda: (*self.observed, *self.history.observations))
+
+    def file_request(self, record: RequestRecord) -> None:
+        """Write a request's record. Raises RecordError when the disk refuses."""
+        if self.sends_requests and self.controller is not None:
+            self.controller.tell("request", line=to_line(record))
+        else:
+            self.folder.append_request(record)
 
     def let_go(self) -> None:
         """Stop the running server, if any, and then give its device back."""
@@ -222,6 +236,7 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
         if earlier is None:
             announcements.append("there is no run to resume yet; this one is new")
     folder = _run_folder(output, earlier, worker)
+    controller = Controller(worker[CHANNEL]) if worker is not None else None
     suite = Suite(
         config=config.value,
         models=models.value,
@@ -248,6 +263,8 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
         sources=(config.document.name, models.document.name),
         announcements=announcements,
         earlier=earlier,
+        controller=controller,
+        sends_requests=bool(worker is not None and worker["llmbench_is_remote"]),
     )
     if earlier is not None:
         resume.compare(earlier, suite.description, anyway=switched(pytest_config, "resume-anyway"))
@@ -256,7 +273,7 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
         except RecordError as exc:
             raise ConfigError(f"--llmbench-resume: {exc}") from exc
     if not switched(pytest_config, "no-blocking"):
-        suite.decisions = _decisions(suite, worker)
+        suite.decisions = _decisions(suite)
     return suite
 
 
@@ -275,9 +292,9 @@ def _device_pool(pytest_config: pytest.Config, config: Config, run_id: str, *, o
     )
 
 
-def _decisions(suite: Suite, worker: Mapping[str, Any] | None) -> Decisions:
-    if worker is not None:
-        return AskedDecisions(worker["llmbench_channel"])
+def _decisions(suite: Suite) -> Decisions:
+    if suite.controller is not None:
+        return AskedDecisions(suite.controller)
     known = suite.earlier.finished.values() if suite.earlier is not None else ()
     return OwnDecisions(Blocking(suite.config.blocking), suite, known)
 

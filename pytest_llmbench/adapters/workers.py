@@ -6,21 +6,21 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from pytest_llmbench.adapters.blocking import OwnDecisions
+from pytest_llmbench.adapters.channel import CHANNEL
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.progress import tell
 from pytest_llmbench.adapters.setup import SUITE_KEY, Suite
+from pytest_llmbench.core.records import cell_from
 from pytest_llmbench.errors import RecordError
 from pytest_llmbench.runtime.lifeline import die_with_parent
 
 logger = logging.getLogger(__name__)
 WORKER_PIDS_KEY = pytest.StashKey[set[int]]()
-CHANNEL = "llmbench_channel"
 _END = object()
 
 
@@ -28,7 +28,7 @@ def instruct(node: Any, suite: Suite) -> None:
     """Controller: tell a worker which run it belongs to and who started it, and listen to it."""
     node.workerinput["llmbench_run_id"] = suite.folder.run_id
     node.workerinput["llmbench_controller_pid"] = os.getpid()
-    node.workerinput["llmbench_sends_requests"] = not node.gateway.spec.popen  # its disk may not be ours
+    node.workerinput["llmbench_is_remote"] = not node.gateway.spec.popen
     channel = node.workerinput[CHANNEL] = node.gateway.newchannel()
     channel.setcallback(_listener(node, channel, suite), endmarker=_END)
 
@@ -41,19 +41,9 @@ def _listener(node: Any, channel: Any, suite: Suite) -> Callable[[Any], None]:
             return
         try:  # an exception would close the channel without a word
             told = json.loads(message)
-            if told["kind"] == "groups":
-                suite.groups = told["groups"]
-            elif told["kind"] == "say":
-                tell(node.config, told["text"])
-            elif told["kind"] == "request":
-                suite.folder.append_request_of(node.gateway.id, told["line"])
-            elif isinstance(suite.decisions, OwnDecisions):
-                reason = suite.decisions.answer(told)
-                if "number" in told:
-                    answer = {"number": told["number"], "reason": reason.model_dump() if reason else None}
-                    channel.send(json.dumps(answer))
-            elif "number" in told:
-                channel.send(json.dumps({"number": told["number"], "reason": None}))
+            answer = _take(told, node, suite)
+            if "number" in told:
+                channel.send(json.dumps({"number": told["number"], "answer": answer}))
         except RecordError as exc:
             suite.trouble = exc
         except Exception:
@@ -62,11 +52,28 @@ def _listener(node: Any, channel: Any, suite: Suite) -> Callable[[Any], None]:
     return listen
 
 
+def _take(told: dict[str, Any], node: Any, suite: Suite) -> Any:
+    """Do what a worker's message is for; returns the answer where it is a question."""
+    match told["kind"]:
+        case "groups":
+            suite.groups = told["groups"]
+        case "began":
+            suite.began[told["nodeid"]] = told
+        case "say":
+            tell(node.config, told["text"])
+        case "request":
+            suite.folder.append_request_of(node.gateway.id, told["line"])
+        case "learn":
+            suite.decisions.learn(cell_from(json.loads(told["record"]), "a worker's record"))
+        case "why" if isinstance(suite.decisions, OwnDecisions):
+            return suite.decisions.answer(told)
+    return None
+
+
 def tell_groups(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     """Worker: tell which tests share a server, before xdist tells which tests there are."""
-    workerinput = getattr(config, "workerinput", None)
     suite = config.stash.get(SUITE_KEY, None)
-    if workerinput is None or suite is None:
+    if suite is None or suite.controller is None:
         return
     numbers: dict[Any, int] = {}
     groups = []
@@ -75,21 +82,16 @@ def tell_groups(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
         groups.append(
             -1 if cell is None else numbers.setdefault((cell.profile == "stress", suite.spec(cell)), len(numbers))
         )
-    try:
-        workerinput[CHANNEL].send(json.dumps({"kind": "groups", "groups": groups}))
-    except OSError as exc:
-        logger.warning("the controller can not be told which cells share a server: %r", exc)
+    suite.controller.tell("groups", groups=groups)
 
 
-def say(config: pytest.Config, text: str) -> None:
+def say(config: pytest.Config, suite: Suite, text: str) -> None:
     """Print a line where the user sees it: a worker has no terminal, so its controller does."""
     logger.info(text)
-    workerinput = getattr(config, "workerinput", None)
-    if workerinput is None:
+    if suite.controller is not None:
+        suite.controller.tell("say", text=text)
+    else:
         tell(config, text)
-        return
-    with suppress(OSError):
-        workerinput[CHANNEL].send(json.dumps({"kind": "say", "text": text}))
 
 
 def scheduler(config: pytest.Config, log: Any, suite: Suite) -> Any:

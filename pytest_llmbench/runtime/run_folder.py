@@ -181,25 +181,6 @@ class RunFolder:
             return kept
         return None
 
-    def note_running(self, cell: dict[str, Any] | None) -> None:
-        """Worker: leave word of the cell in hand, so that a crash can be told as a record; None when it is done."""
-        path = self._parts / f"running-{self._part}.json"
-        with suppress(OSError):  # only a help for the crash report; the cell itself must not fail for it
-            if cell is None:
-                path.unlink(missing_ok=True)
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(cell), encoding="utf-8")
-
-    def was_running(self, nodeid: str) -> dict[str, Any]:
-        """Controller: what a crashed worker had noted about this cell, empty when nothing was."""
-        for path in self._parts.glob("running-*.json"):
-            with suppress(OSError, ValueError):
-                noted = json.loads(path.read_text(encoding="utf-8"))
-                if isinstance(noted, dict) and noted.get("nodeid") == nodeid:
-                    return noted
-        return {}
-
     @property
     def has_parts(self) -> bool:
         """Whether workers have written what is not joined yet."""

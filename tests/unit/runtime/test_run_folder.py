@@ -79,7 +79,6 @@ class TestParts:
             worker = RunFolder(folder.output_dir, folder.run_id, part=name)
             worker.append_request(request_record(first))
             worker.append_request(request_record(first + 1))
-            worker.note_running({"nodeid": "x"})
         folder.append_request(request_record(99))
         folder.join_parts()
         assert indexes(folder.path / "requests.jsonl") == [99, 0, 1, 10, 11]
@@ -94,22 +93,6 @@ class TestParts:
         part.write_bytes(part.read_bytes()[:-20])
         folder.join_parts()
         assert indexes(folder.path / "requests.jsonl") == list(range(whole_lines))
-
-    def test_what_a_worker_was_doing(self, folder: RunFolder) -> None:
-        worker = RunFolder(folder.output_dir, folder.run_id, part="gw0")
-        assert folder.was_running("x") == {}
-        worker.note_running({"nodeid": "x", "model": "tiny"})
-        assert folder.was_running("x") == {"nodeid": "x", "model": "tiny"}
-        assert folder.was_running("y") == {}
-        worker.note_running(None)
-        worker.note_running(None)
-        assert folder.was_running("x") == {}
-
-    def test_a_torn_note_is_none(self, folder: RunFolder) -> None:
-        RunFolder(folder.output_dir, folder.run_id, part="gw0").note_running({"nodeid": "x"})
-        (note,) = folder.path.rglob("running-*.json")
-        note.write_bytes(note.read_bytes()[:-3])
-        assert folder.was_running("x") == {}
 
 
 class TestReading:
