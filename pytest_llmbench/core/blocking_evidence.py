@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Generic, TypeVar
 
 from pytest_llmbench.core.cell import parse_model_size
-from pytest_llmbench.core.fitting import _RELATIVE_SIZE
+from pytest_llmbench.core.fitting import RELATIVE_SIZE
 from pytest_llmbench.core.gguf_types import TENSOR_TYPES_BY_NAME, known_quantization
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.core.thresholds import Limit
@@ -116,8 +116,8 @@ def nominal_bits(quantization: str) -> float | None:
     name = known_quantization(quantization)
     if name is None:
         return None
-    if name in _RELATIVE_SIZE:
-        return _RELATIVE_SIZE[name] * _F16_BITS
+    if name in RELATIVE_SIZE:
+        return RELATIVE_SIZE[name] * _F16_BITS
     kind = TENSOR_TYPES_BY_NAME.get(name)
     return kind.block_bytes * 8 / kind.block_values if kind is not None else None
 

@@ -33,7 +33,9 @@ _NO_MEMORY = re.compile(
 )
 _HARMLESS = re.compile(r"pinned memory|mlock", re.IGNORECASE)
 _KILLED = -9
-_HARMLESS_FLAGS = {"imprecise"}  # the interval is wide, and is compared as wide as it is
+# A wide interval is compared as wide as it is, and so is one of rates that rise or fall; what was discarded because
+# something stood still is not in it.
+_HARMLESS_FLAGS = {"imprecise", "drift", "stood_still"}
 _FAMILY = re.compile(r"(Q[4568])(?:_|$)", re.IGNORECASE | re.ASCII)
 _PATH = ("Q4", "Q5", "Q6")
 
@@ -197,6 +199,8 @@ class SpeedRule:
 class QuantizationPathRule:
     """A model that was too slow in Q4, in Q5 and in Q6, all three by the same limit: Q8 will be so too.
 
+    Only in what is bound by reading the weights: a prompt may be read faster in Q8 than in Q6, whose bits cost more
+    arithmetic to unpack.
     Quality and variance count for nothing, and that Q2 and Q3 are too slow for a conversation leaves all others to run:
     they may serve another use.
     """
@@ -220,6 +224,8 @@ class QuantizationPathRule:
             return None
         filed = sorted(self._filed.of(self._group(candidate)), key=lambda seen: seen.cell.nodeid)
         for limit in sorted(candidate.limits, key=lambda limit: limit.key) if filed else ():
+            if not METRICS[limit.metric].no_better_with_more_bits:
+                continue
             found: dict[str, tuple[Missed, ThresholdResult]] = {}
             for seen in filed:
                 result = seen.also_misses(limit)

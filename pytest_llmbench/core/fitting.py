@@ -18,7 +18,7 @@ _MOST_TOKENS = 1 << 24  # where the header names no trained context
 # Size of a model's weights by quantization, relative to F16: of an 8B Llama, whose tensors llama-quantize mixes as it
 # does those of most dense models. Others of 7B and more are from 7 % smaller to 5 % larger; below that embeddings weigh
 # more, which makes a Q4 up to 7 % and a Q2_K up to 18 % larger.
-_RELATIVE_SIZE = {
+RELATIVE_SIZE = {
     "F16": 1.0,
     "BF16": 1.0,
     "Q8_0": 0.531,
@@ -156,12 +156,12 @@ def _quantization_ways(
     header: GgufHeader, settings: ServingSettings, room: Room, factor: float, quantization: str | None
 ) -> list[Way]:
     """The largest smaller quantizations that would fit, by their usual size."""
-    present = _RELATIVE_SIZE.get(quantization or "")
+    present = RELATIVE_SIZE.get(quantization or "")
     if present is None:
         return []
     estimate = estimate_memory(header, settings)
     ways = []
-    for name, size in _RELATIVE_SIZE.items():
+    for name, size in RELATIVE_SIZE.items():
         smaller = Placed(*(_scaled(parts, size / present) for parts in (estimate.host, estimate.device)))
         if size < present and _is_enough(smaller, estimate, room, factor):
             total = smaller.required_host_bytes(factor) + smaller.required_device_bytes(factor)

@@ -24,6 +24,7 @@ class Metric:
         decimals: how many digits after the point are worth printing.
         no_better_when_larger: a larger model of the same quantization, on the same machine and server, is no better in
             it: more is read from memory and computed for every token. The blocking rules rest on it.
+        no_better_with_more_bits: nor is the same model in a quantization of more bits: it is bound by reading weights.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Metric:
     maximum: float | None = None
     decimals: int = 1
     no_better_when_larger: bool = False
+    no_better_with_more_bits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ METRICS: dict[str, Metric] = {
             "higher",
             "How fast text streams once it has started: (tokens − 1) / (last token − first token).",
             no_better_when_larger=True,
+            no_better_with_more_bits=True,
         ),
         Metric(
             "time_per_output_token_ms",
@@ -77,6 +80,7 @@ METRICS: dict[str, Metric] = {
             "Time per output token while streaming: the inverse of the decode rate.",
             decimals=2,
             no_better_when_larger=True,
+            no_better_with_more_bits=True,
         ),
         Metric(
             "variance_percent",

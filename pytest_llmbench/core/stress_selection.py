@@ -81,7 +81,7 @@ class StressSelection:
             "acceptable": len(machine.selection.acceptable),
             "selected": _words(chosen.name) if chosen is not None else None,
         }
-        message = f"{_explanation(machine.selection)}, not {_words(_name(candidate))}; {RUN_ANYWAY}"
+        message = f"{_explanation(machine.selection, candidate)}; {RUN_ANYWAY}"
         return Reason(code=self.code, message=message, evidence=evidence)
 
 
@@ -123,10 +123,11 @@ def _words(name: tuple[str, str, str, str]) -> str:
     return f"{' '.join(part for part in cell if part)} on {backend}"
 
 
-def _explanation(selection: _Selection) -> str:
+def _explanation(selection: _Selection, candidate: Candidate) -> str:
     if selection.chosen is None:
         return "no configuration passed its other profiles with a rating of acceptable or better, so none is stressed"
-    which = (
-        "the most demanding that did" if selection.chosen == selection.acceptable[-1] else "the last but one that did"
+    which = "the most demanding" if selection.chosen == selection.acceptable[-1] else "the last but one"
+    return (
+        f"stress runs {_words(selection.chosen.name)}, {which} of {len(selection.acceptable)} that passed with a "
+        f"rating of acceptable or better, and not {_words(_name(candidate))}"
     )
-    return f"of {len(selection.acceptable)} that passed well, {_words(selection.chosen.name)} is stressed, {which}"

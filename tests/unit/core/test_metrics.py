@@ -34,6 +34,16 @@ def test_every_metric_is_registered_under_its_own_name_with_a_unit_and_a_sentenc
         assert metric.meaning.endswith(".")
 
 
+def test_speed_gets_no_better_with_size_and_evenness_tells_nothing_of_it() -> None:
+    assert {name for name, metric in METRICS.items() if metric.no_better_when_larger} == {
+        "ttft_seconds",
+        "decode_tokens_per_second",
+        "time_per_output_token_ms",
+        "prefill_tokens_per_second",
+    }
+    assert all(metric.better != "neither" for metric in METRICS.values() if metric.no_better_when_larger)
+
+
 def test_the_founding_thresholds_are_those_of_the_design() -> None:
     written = {
         (profile, key.key): (key.metric, key.side, key.default)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from pytest_llmbench.errors import RecordError
-from pytest_llmbench.runtime import mending
 from pytest_llmbench.runtime.mending import (
     cut_torn_line,
     set_aside_cells,
@@ -95,7 +94,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def full(_fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(mending.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(RecordError, match="No space left on device; free some space, then resume again"):
         set_aside_cells(tmp_path, {"b"})
     assert read(tmp_path / "cells.jsonl") == [("a", 0), ("b", 1)]
