@@ -23,3 +23,10 @@ def pytest_configure(config: pytest.Config) -> None:
             "--llmbench-dry-run: no benchmark suite is switched on here, so the tests would run; go to the suite's "
             "folder, or make this one a suite: llmbench init"
         )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Here, because what is registered first comes last of those that come first: right before stepwise."""
+    if (neighbours := config.pluginmanager.get_plugin("llmbench-neighbours")) is not None:
+        neighbours.restore_order(items)

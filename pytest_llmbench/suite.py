@@ -17,6 +17,7 @@ import pytest
 from pytest_llmbench import hookspecs
 from pytest_llmbench.adapters import collection, plan, results, setup, signals, workers
 from pytest_llmbench.adapters.fixtures import cell, llm, release_before, server
+from pytest_llmbench.adapters.neighbours import Neighbours
 from pytest_llmbench.adapters.recorder import Recorder
 from pytest_llmbench.adapters.setup import SUITE_KEY
 from pytest_llmbench.adapters.workers import WORKER_PIDS_KEY
@@ -50,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except ConfigError as exc:
         raise pytest.UsageError(str(exc)) from exc
     collection.register_markers(config, list(suite.profiles))
+    config.pluginmanager.register(Neighbours(suite), "llmbench-neighbours")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(config, suite), "llmbench-recorder")
         config.add_cleanup(suite.folder.close)
@@ -66,9 +68,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if (suite := config.stash.get(SUITE_KEY, None)) is not None:
-        collection.arrange(items, suite)
-    else:
+    if SUITE_KEY not in config.stash:
         collection.switch_off(config, items)
 
 
@@ -120,6 +120,11 @@ def pytest_configure_node(node: Any) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    return setup.count_devices(config)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     suite = config.stash.get(SUITE_KEY, None)
     return workers.scheduler(config, log, suite) if suite is not None else None
@@ -132,6 +137,8 @@ def pytest_testnodeready(node: Any) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
+def pytest_testnodedown(node: Any, error: Any) -> None:
     # Its pid may be somebody else's soon.
     node.config.stash.get(WORKER_PIDS_KEY, set()).discard(workers.pid_on_this_host(node))
+    if error is not None and SUITE_KEY in node.config.stash:
+        workers.clean_up_after(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(450 if "/integration/" in item.nodeid else 120))
 
 
+def pytest_collection_finish() -> None:
+    """What was imported and collected lives until the end: spare every collection of garbage a look at all of it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def own_runtime_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Locks of a test are its own, unless it measures (see ``tests/integration``)."""
     path = tmp_path_factory.mktemp("runtime")
     monkeypatch.setenv("LLMBENCH_RUNTIME_DIR", str(path))
     return path
+
+
+@pytest.fixture
+def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """Runs without the plugins that only ``plugin/test_neighbours.py`` is about; see ``addopts`` in pyproject.toml."""
+    neighbours = ("randomly", "random_order", "pytest_order", "rerunfailures")
+    monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in neighbours))
+    return pytester

@@ -30,7 +30,9 @@ class CellRun:
     interpretation: str | None = None
     skip_reason: Reason | None = None
     blocked: bool = False
+    is_watched: bool = False
     has_swapped: bool = False
+    stopped: Reason | None = None
     memory: MemoryRecord | None = None
     memory_watch: MemoryWatch | None = None
     sent_requests: int = 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -43,15 +44,24 @@ def generate(metafunc: pytest.Metafunc, suite: Suite) -> None:
 
 
 def arrange(items: list[pytest.Item], suite: Suite) -> None:
-    """Drop placeholders of profiles that are not enabled, then order cells; other tests keep their places.
+    """Drop placeholders of profiles that are not enabled, then put all cells, ordered, where the first of them stood.
 
-    The order is a stable sort: stress last, then the matrix's rank, so that all cells of a server follow each other.
+    The order is a stable sort: stress last, then the matrix's rank, then the context that a profile needs, so that all
+    cells of a server follow each other.
+    Other tests keep their order, and none stands between two cells: a server stops before any other test.
     """
     items[:] = [item for item in items if not _is_placeholder(item)]
-    places = [index for index, item in enumerate(items) if cell_of(item) is not None]
-    ordered = sorted((items[index] for index in places), key=lambda item: _rank(item, suite))
-    for index, item in zip(places, ordered, strict=True):
-        items[index] = item
+    _together(items, lambda item: _rank(item, suite))
+
+
+def places_of(items: Sequence[pytest.Item]) -> dict[pytest.Item, int]:
+    """Where each cell stands, for :func:`restore`."""
+    return {item: place for place, item in enumerate(items) if cell_of(item) is not None}
+
+
+def restore(items: list[pytest.Item], places: Mapping[pytest.Item, int]) -> None:
+    """Bring the cells that are left back into an order; those that came since are last among them."""
+    _together(items, lambda item: places.get(item, len(places) + len(items)))
 
 
 def cell_of(item: pytest.Item | None) -> Cell | None:
@@ -72,10 +82,21 @@ def _is_placeholder(item: pytest.Item) -> bool:
     )
 
 
-def _rank(item: pytest.Item, suite: Suite) -> tuple[bool, int]:
+def _together(items: list[pytest.Item], key: Callable[[pytest.Item], Any]) -> None:
+    """Sort the cells and put them where the first of them stood; linear where they are in order already."""
+    is_cell = [cell_of(item) is not None for item in items]
+    if True not in is_cell:
+        return
+    first = is_cell.index(True)
+    cells = sorted((item for item, yes in zip(items, is_cell, strict=True) if yes), key=key)
+    others = [item for item, yes in zip(items, is_cell, strict=True) if not yes]
+    items[:] = [*others[:first], *cells, *others[first:]]
+
+
+def _rank(item: pytest.Item, suite: Suite) -> tuple[bool, int, int]:
     cell = cell_of(item)
     assert cell is not None  # noqa: S101 -- only cells are sorted
-    return cell.profile == "stress", suite.matrix.of(cell).rank
+    return cell.profile == "stress", suite.matrix.of(cell).rank, suite.needed_context(cell.profile) or 0
 
 
 def _profile_of(marker: pytest.Mark) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from pytest_llmbench.core.cell import ServerSpec
-from pytest_llmbench.runtime.devices import DevicePool, Lease
+from pytest_llmbench.runtime.devices import CPUS, DevicePool, Lease
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,9 @@ class HeldDevice:
         self.release()
         self._lease, self._uses_gpu = self._pool.lease(uses_gpu, told), uses_gpu
         logger.info("measuring on %s", self._lease.name)
-        for name, value in self._lease.environment.items():
+        # On the CPUs for want of a GPU that we know: there may be one that only the server knows, and finds.
+        shown = {} if uses_gpu and self._lease.name == CPUS else self._lease.environment
+        for name, value in shown.items():
             self._environment.callback(_set, name, os.environ.get(name))
             _set(name, value)
 

@@ -91,9 +91,9 @@ def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> R
             may_download=suite.store.may_download,
             progress=progress.step,
         )
+        suite.watches.begin_cell(run)
         running = suite.pool.lease(spec, lambda: backend.start(request))
     _take_device(suite, spec, run, config)
-    suite.watches.begin_cell()
     watch(run, running)
     return running
 

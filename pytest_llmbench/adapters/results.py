@@ -12,6 +12,7 @@ from pytest_llmbench.adapters.cell_run import CellRun
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.fixtures import RUN_KEY
 from pytest_llmbench.adapters.memory import is_here, note_tested, observe
+from pytest_llmbench.adapters.neighbours import attempt_note, timed_out
 from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import CellRecord, Reason, ServerInfo, Status, to_line
@@ -57,7 +58,7 @@ def annotate(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Test
     if isinstance(error, LlmbenchError | ThresholdFailure):
         # What happened is in the message; our own stack would only bury it.
         report.longrepr = call.excinfo.getrepr(style="value", chain=False) if call.excinfo is not None else None
-    could_not_measure = isinstance(error, LlmbenchError) or run.measuring
+    could_not_measure = isinstance(error, LlmbenchError) or run.measuring or timed_out(item) is not None
     if could_not_measure and report.when == "call" and report.failed:
         report.when = "setup"  # JUnit: an error of the infrastructure, not a failure of the model
     elif report.when == "setup" and report.passed:
@@ -75,10 +76,12 @@ def annotate(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Test
 def _record(
     item: pytest.Item, run: CellRun, report: pytest.TestReport, error: BaseException | None, suite: Suite
 ) -> CellRecord:
-    status, reason = _status(run, report, error)
-    measurement, verdict = run.measurement, run.verdict
     observe(run)
     suite.watches.end_cell(run)
+    expired = timed_out(item) if report.failed else None
+    status, reason = ("error", expired) if expired is not None else _status(run, report, error)
+    status, reason = ("error", run.stopped) if status == "error" and run.stopped is not None else (status, reason)
+    measurement, verdict, again = run.measurement, run.verdict, attempt_note(item)
     if run.has_swapped and measurement is not None:
         measurement.flag("swapped")
     record = blank_record(suite, run.cell, item.nodeid, status, reason)
@@ -89,7 +92,7 @@ def _record(
             "rating": run.rating,
             "interpretation": run.interpretation,
             "flags": measurement.flags if measurement else [reason.code] if reason and status == "invalid" else [],
-            "notes": measurement.notes if measurement else [],
+            "notes": [*(measurement.notes if measurement else []), *([again] if again is not None else [])],
             "sampling": measurement.sampling if measurement else {},
             "answered_requests": run.answered_requests,
             "server": run.server.info if run.server else record.server,

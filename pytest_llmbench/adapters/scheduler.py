@@ -50,17 +50,20 @@ class _Work:
 
     Attributes:
         sent: what it knows, in order; the first runs.
-        rest: of the last group, what it does not know yet.
+        rest: of the last one's group, what it does not know yet.
+        ready: whether it has collected what the others did.
     """
 
     sent: list[int] = field(default_factory=list)
     rest: deque[int] = field(default_factory=deque)
+    ready: bool = False
 
 
 class GroupScheduling:
     """Hands out groups whole, in order, to the worker that needs one next. Fills xdist's ``Scheduling`` protocol.
 
     Args:
+        config: pytest's; kept for pytest-rerunfailures, which looks for it in every scheduler.
         worker_count: how many workers the run begins with.
         groups: for each test the number of its group, :data:`FREE` for one that may go anywhere; None where that is
             not known, then tests with the same parameters are a group.
@@ -70,20 +73,20 @@ class GroupScheduling:
 
     def __init__(
         self,
+        config: Any,
         worker_count: int,
         groups: Callable[[], Sequence[int] | None],
         finished: Collection[str],
         refuse: Callable[[str, str], None],
     ) -> None:
+        self.config = config
         self._worker_count = worker_count
         self._groups = groups
         self._finished = frozenset(finished)
         self._refuse = refuse
         self._work: dict[Worker, _Work] = {}
         self._collected: dict[Worker, list[str]] = {}  # until the first distribution
-        self._ready: set[Worker] = set()
         self._collection: list[str] | None = None
-        self._group_of: list[int] = []
         self._queue: deque[deque[int]] = deque()
         self._given_up = False
 
@@ -116,7 +119,7 @@ class GroupScheduling:
         if self._collection is None:
             self._collected[node] = list(collection)
         elif list(collection) == self._collection:
-            self._ready.add(node)
+            self._work[node].ready = True
         else:
             self._give_up(node, self._collection, collection, "the first workers")
 
@@ -124,7 +127,7 @@ class GroupScheduling:
         """Distribute; called whenever a worker has collected and ``collection_is_completed``."""
         if self._collection is None and not self._given_up:
             self._begin()
-        for node in [node for node in self._work if node in self._ready]:
+        for node in [node for node, work in self._work.items() if work.ready]:
             self._feed(node)
 
     def mark_test_complete(self, node: Worker, item_index: int, duration: float = 0) -> None:
@@ -133,8 +136,8 @@ class GroupScheduling:
         self._feed(node)
 
     def mark_test_pending(self, item: str) -> None:
-        """Run a test once more, which a plugin may ask for when the worker crashed that ran it."""
-        self._queue.appendleft(deque([(self._collection or []).index(item)]))
+        """Refused, as by other schedulers of xdist: a test that ended its worker is not run again."""
+        raise NotImplementedError
 
     def remove_pending_tests_from_node(self, node: Worker, indices: Sequence[int]) -> None:
         """Answer to a request that is never made."""
@@ -150,11 +153,9 @@ class GroupScheduling:
             KeyError: it never got as far as to collect.
         """
         work = self._work.pop(node)
-        self._ready.discard(node)
         self._collected.pop(node, None)
-        left = [*work.sent[1:], *work.rest]
-        parts = [deque(part) for _, part in groupby(left, key=self._group_of.__getitem__)]
-        self._queue.extendleft(reversed(parts))
+        if left := [*work.sent[1:], *work.rest]:  # of one group: another is not begun before this one's rest is sent
+            self._queue.appendleft(deque(left))
         return self._collection[work.sent[0]] if work.sent and self._collection is not None else None
 
     def _begin(self) -> None:
@@ -166,20 +167,16 @@ class GroupScheduling:
         if self._given_up:
             return
         self._collection = collection
-        self._ready.update(self._collected)
-        self._collected.clear()
         keys = _keys(collection, self._groups())
-        number = -1
         for _, indices in groupby(range(len(collection)), key=keys.__getitem__):
-            number += 1
-            group = list(indices)
-            self._group_of += [number] * len(group)
-            wanted = deque(index for index in group if collection[index] not in self._finished)
-            if wanted:
-                self._queue.append(wanted)
+            group = deque(index for index in indices if collection[index] not in self._finished)
+            if group:
+                self._queue.append(group)
         for node, work in self._work.items():
-            if node in self._ready and not node.shutting_down and self._queue:
+            work.ready = node in self._collected
+            if work.ready and not node.shutting_down and self._queue:
                 work.rest = self._queue.popleft()
+        self._collected.clear()
 
     def _feed(self, node: Worker) -> None:
         """See to it that a worker has enough to do, or knows that nothing comes."""
@@ -232,4 +229,4 @@ def make_scheduler(
         report = pytest.CollectReport(nodeid=worker_id, outcome="failed", longrepr=why, result=[])
         config.hook.pytest_collectreport(report=report)
 
-    return GroupScheduling(len(parse_tx_spec_config(config)), groups, frozenset(finished), refuse)
+    return GroupScheduling(config, len(parse_tx_spec_config(config)), groups, frozenset(finished), refuse)

@@ -42,7 +42,7 @@ from pytest_llmbench.core.yaml_source import YamlDocument, load_yaml, nearest
 from pytest_llmbench.errors import ConfigError, RecordError
 from pytest_llmbench.reports import WRITERS
 from pytest_llmbench.runtime import host
-from pytest_llmbench.runtime.devices import DevicePool
+from pytest_llmbench.runtime.devices import DevicePool, device_count
 from pytest_llmbench.runtime.history import History, observation_of
 from pytest_llmbench.runtime.memory_check import MemoryCheck
 from pytest_llmbench.runtime.modelstore.store import ModelStore
@@ -133,9 +133,13 @@ class Suite:
 
     def spec(self, cell: Cell) -> ServerSpec:
         """The server a cell needs, with a context for what the profile does."""
-        needs = getattr(self.profiles[cell.profile], "needed_context", None)  # a user's profile may not tell
-        needed = needs(self.settings[cell.profile]) if needs is not None else None
+        needed = self.needed_context(cell.profile)
         return server_spec(self.config, self.matrix.of(cell), self.backends.serving, needed_context=needed)
+
+    def needed_context(self, profile: str) -> int | None:
+        """Tokens of context that a profile needs; None where it does not tell, as a user's may not."""
+        needs = getattr(self.profiles[profile], "needed_context", None)
+        return int(needs(self.settings[profile])) if needs is not None else None
 
     def candidate(self, cell: Cell, nodeid: str, host: str) -> Candidate:
         """A cell that is to be decided about."""
@@ -283,6 +287,17 @@ def _run_folder(output: Path, earlier: resume.EarlierRun | None, worker: Mapping
     if earlier is not None:
         return RunFolder(earlier.path.parent, earlier.path.name)
     return RunFolder(output, new_run_id())
+
+
+def count_devices(pytest_config: pytest.Config) -> int | None:
+    """How many workers ``-n auto`` is worth: one per device. None where the configuration can not be read, yet."""
+    if pytest_config.pluginmanager.is_blocked("llmbench") or not pytest_config.pluginmanager.hasplugin("llmbench"):
+        return None
+    try:
+        config = _load(Config, _file(pytest_config, "config"), pytest_config.rootpath)
+    except ConfigError:  # told in pytest_configure
+        return None
+    return device_count(config.value.devices)
 
 
 def _device_pool(pytest_config: pytest.Config, config: Config, run_id: str, *, one_each: bool) -> DevicePool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from pytest_llmbench.adapters.cell_run import CellRun
 from pytest_llmbench.core.config import LimitsConfig
-from pytest_llmbench.core.records import MemoryRecord
+from pytest_llmbench.core.records import MemoryRecord, Reason
 from pytest_llmbench.runtime.guard import Guard, GuardLimits, Sources
 from pytest_llmbench.runtime.orphans import reap_orphans, sentence
 from pytest_llmbench.runtime.process import running_servers
@@ -58,16 +58,20 @@ class Watches:
             self._guard.stop()
             self._clock.stop()
 
-    def begin_cell(self) -> None:
-        """A cell's server stands ready."""
+    def begin_cell(self, run: CellRun) -> None:
+        """A cell's server is about to be started, or used."""
+        run.is_watched = True
         self._guard.begin_cell()
 
     def end_cell(self, run: CellRun) -> None:
         """Keep with a cell what was seen of the machine's memory while it ran."""
-        if not self._begun or run.server is None:
+        if not run.is_watched:
             return
+        run.is_watched = False
         seen = self._guard.end_cell()
         run.has_swapped = seen.has_swapped
+        for error in seen.stopped[:1]:
+            run.stopped = Reason(code=error.code, message=error.message, evidence=error.evidence)
         figures = {
             "machine_swapped_bytes": seen.machine_swapped_bytes,
             "pressure_percent": seen.pressure_percent,

@@ -18,6 +18,7 @@ from pytest_llmbench.adapters.setup import SUITE_KEY, Suite
 from pytest_llmbench.core.records import cell_from
 from pytest_llmbench.errors import RecordError
 from pytest_llmbench.runtime.lifeline import die_with_parent
+from pytest_llmbench.runtime.orphans import reap_orphans, sentence
 
 logger = logging.getLogger(__name__)
 WORKER_PIDS_KEY = pytest.StashKey[set[int]]()
@@ -28,9 +29,14 @@ def instruct(node: Any, suite: Suite) -> None:
     """Controller: tell a worker which run it belongs to and who started it, and listen to it."""
     node.workerinput["llmbench_run_id"] = suite.folder.run_id
     node.workerinput["llmbench_controller_pid"] = os.getpid()
-    node.workerinput["llmbench_is_remote"] = not node.gateway.spec.popen
+    node.workerinput["llmbench_is_remote"] = not _shares_our_folder(node.gateway.spec)
     channel = node.workerinput[CHANNEL] = node.gateway.newchannel()
     channel.setcallback(_listener(node, channel, suite), endmarker=_END)
+
+
+def _shares_our_folder(spec: Any) -> bool:
+    """Whether a worker writes where we do; a popen may be by way of another host, or in another folder."""
+    return bool(spec.popen) and not spec.via and not spec.chdir
 
 
 def _listener(node: Any, channel: Any, suite: Suite) -> Callable[[Any], None]:
@@ -94,6 +100,12 @@ def say(config: pytest.Config, suite: Suite, text: str) -> None:
         tell(config, text)
 
 
+def clean_up_after(node: Any) -> None:
+    """Controller: end what a crashed worker of this host has left; its replacement starts servers of its own."""
+    if node.gateway.spec.popen and not node.gateway.spec.via and (reaped := sentence(reap_orphans())):
+        tell(node.config, reaped)
+
+
 def scheduler(config: pytest.Config, log: Any, suite: Suite) -> Any:
     """Controller: what hands out cells; it keeps those of a server together, and leaves out what is finished."""
     from pytest_llmbench.adapters.scheduler import make_scheduler
@@ -104,13 +116,25 @@ def scheduler(config: pytest.Config, log: Any, suite: Suite) -> Any:
 
 
 def refuse_what_can_not_be_reported(config: pytest.Config) -> None:
-    """Refuse to run every cell on every worker: a run has one record per cell.
+    """Refuse what xdist would not distribute as it was meant.
 
     Raises:
-        pytest.UsageError: ``--dist each``.
+        pytest.UsageError: ``--dist each``; ``--tx`` without ``-d``; a socket server that is to serve two workers.
     """
-    if getattr(config.option, "dist", "no") == "each" and not hasattr(config, "workerinput"):
+    dist = getattr(config.option, "dist", None)
+    if dist is None or hasattr(config, "workerinput"):
+        return
+    if dist == "each":
         raise pytest.UsageError("--dist each runs every cell several times, and a run has one record per cell; use -n")
+    specs: list[str] = config.option.tx
+    if specs and dist == "no":
+        raise pytest.UsageError("--tx alone distributes nothing, everything would run here; add -d")
+    sockets = [spec.partition("*")[2] or spec for spec in specs if "socket=" in spec and "popen" not in spec]
+    twice = any(spec.partition("*")[0] not in {"", "1"} for spec in specs if "*" in spec and "*socket=" in spec)
+    if twice or len(set(sockets)) < len(sockets):
+        raise pytest.UsageError(
+            "a socket server serves one worker at a time; start one per worker, each on its port"
+        )
 
 
 def settle_in(config: pytest.Config) -> None:

@@ -61,6 +61,8 @@ def stopped_on_failure(process: ServerProcess) -> Generator[None, None, None]:
     try:
         yield
     except RequestError as exc:
+        if process.ended_because is not None:
+            raise process.died("server_died", "the server ended while it was being checked") from exc
         process.stop()
         raise ServerError("server_unhealthy", f"the server started, but does not answer: {exc.message}") from exc
     except BaseException:

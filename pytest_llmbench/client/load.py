@@ -297,6 +297,9 @@ def _send_times(arrivals: Arrivals) -> Iterator[float]:
 @contextmanager
 def _short_collections() -> Generator[None, None, None]:
     """Keep what exists already out of the garbage collector's walks: those of a large program take milliseconds."""
+    if gc.get_freeze_count():  # somebody else's, and it is all or nothing: to thaw ours would thaw theirs
+        yield
+        return
     gc.freeze()
     try:
         yield

@@ -109,6 +109,9 @@ def check_devices(value: Any) -> str | list[str]:
         msg = f"{value!r} is not allowed; write auto, cpu, or a list of GPUs such as [0, 1] or ['0,1', '2,3']"
         raise ValueError(msg)
     parts = [part for name in names for part in name.split(",")]
+    if {"auto", "cpu"} & set(parts):
+        msg = f"{value!r} is not allowed; auto and cpu stand alone, a list is of GPUs"
+        raise ValueError(msg)
     twice = next((part for part in parts if parts.count(part) > 1), None)
     if twice is not None:
         msg = f"{twice!r} is listed twice; each GPU may be one device's only"

@@ -16,6 +16,7 @@ BOUND_WORDS = {
     "machine": "free on this machine now",
     "cgroup": "left in this control group",
     "max_memory_gb": "limits.max_memory_gb",
+    "pressure": "stalled for want of memory",
 }
 
 

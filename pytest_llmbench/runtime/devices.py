@@ -131,14 +131,18 @@ class DevicePool:
             with ExitStack() as locks:
                 self._lock_cpus(locks, waiting, shared=bool(gpus))
                 if not gpus:
-                    return Lease(CPUS, locks.pop_all())
+                    return self._begun(CPUS, locks)
                 obstacles = []
                 for name in gpus:
                     obstacle = self._lock_gpu(name, locks)
                     if obstacle is None:
-                        return Lease(name, locks.pop_all())
+                        return self._begun(name, locks)
                     obstacles.append([obstacle])
             waiting.pause(obstacles)
+
+    def _begun(self, name: str, locks: ExitStack) -> Lease:
+        self._when_busy = "wait"  # from now on it is the others who came too late
+        return Lease(name, locks.pop_all())
 
     def _lock_cpus(self, locks: ExitStack, waiting: _Waiting, *, shared: bool) -> None:
         queue, cpus = _folder() / "device-queue.lock", _folder() / "device-cpu.lock"

@@ -55,7 +55,7 @@ def _session_of(pid: int) -> int | None:
 
 
 def is_gone(process: psutil.Process) -> bool:
-    """Whether it has ended: a zombie has, and a number that is used again is another process (psutil compares times)."""
+    """Whether it has ended: a zombie has, and psutil knows by the start time when its number is another process's."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -71,6 +71,7 @@ def telling_line(tail: str) -> str:
 
 
 def describe_exit(status: int | None, out_of_memory: bool | None) -> str:
+    """An exit status in words; ``out_of_memory``: whether the kernel killed for want of memory, None if unknown."""
     if status is None:
         return "still ending"
     if status >= 0:

@@ -174,7 +174,7 @@ class Guard:
         self._sources = sources
         self._interval = interval_seconds
         self._clock = clock
-        self._lock = threading.Lock()  # one look at a time
+        self._lock = threading.RLock()  # one look at a time; a signal's handler may end a cell at any moment
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._watched: dict[int, _Watched] = {}  # by id of the server
@@ -229,7 +229,7 @@ class Guard:
         """From now on :meth:`end_cell` counts; a server that runs already may have something swapped out."""
         with self._lock:
             self._next_pressure = 0.0
-            self._look()
+            self._try_to_look()
             for watched in self._watched.values():
                 watched.most_swap = watched.swap_before = watched.holding.swap_bytes if watched.holding else 0
             self._machine_swap_before = self._machine_swap
@@ -242,7 +242,7 @@ class Guard:
         """What was seen since :meth:`begin_cell`."""
         with self._lock:
             self._next_pressure = self._next_machine = 0.0
-            self._look()
+            self._try_to_look()
             swapped_out, before = self._machine_swap, self._machine_swap_before
             return Observed(
                 swapped_bytes=max([self._most_swapped, *(one.swapped_bytes for one in self._watched.values())]),
@@ -261,14 +261,18 @@ class Guard:
         allowance = _Allowance(self._clock())
         pause = spent = 0.0
         while not self._stopping.wait(pause):
-            try:
-                pause = self.look()
-            except Exception:  # whatever it is: a benchmark does not end because its memory can not be told
-                logger.warning("the memory of the servers could not be watched just now", exc_info=True)
-                pause = _PAUSE_AFTER_AN_ERROR_SECONDS
+            with self._lock:
+                pause = self._try_to_look()
             cost, spent = time.thread_time() - spent, time.thread_time()
             self._cpu_seconds += cost
             pause = max(pause, allowance.pause_after(cost, self._clock()))
+
+    def _try_to_look(self) -> float:
+        try:
+            return self._look()
+        except Exception:  # whatever it is: a benchmark does not end because its memory can not be told
+            logger.warning("the memory of the servers could not be watched just now", exc_info=True)
+            return _PAUSE_AFTER_AN_ERROR_SECONDS
 
     def _look(self) -> float:
         now = self._clock()
@@ -372,7 +376,8 @@ class Guard:
             one.search()  # what a server has started since is a part of it, and no rival
             one.next_search += now
             one.sample(now)
-        ours = [(one, one.holding) for one in self._watched.values() if one.holding is not None]
+        candidates = [one for one in self._watched.values() if not one.is_condemned]
+        ours = [(one, one.holding) for one in candidates if one.holding is not None]
         if not ours:
             return None
         watched, holding = max(ours, key=lambda pair: pair[1].bytes)

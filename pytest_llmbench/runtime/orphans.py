@@ -107,6 +107,10 @@ class ServerNote:
             self._content = replace(self._content, members=marks)
             self._write()
 
+    def end_carriers(self) -> list[str]:
+        """End what the server has started, wherever it has gone; returns in words what is still there."""
+        return [_in_words(one) for one in _end(self._content) if one.problem is not None]
+
     def remove(self) -> None:
         """Take the note away: the server is gone."""
         if self._path is not None:
@@ -155,12 +159,6 @@ def sentence(reaped: Sequence[Reaped]) -> str:
         if of:
             parts.append(words + ", ".join(map(_in_words, of)))
     return "; ".join(parts)
-
-
-def end_carriers(token: str, command: str) -> list[str]:
-    """End every process with this token in its environment; returns in words those that are still there."""
-    content = _Content(token, "", "", os.getpid(), "", command, "")
-    return [_in_words(one) for one in _end(content) if one.problem is not None]
 
 
 def start_mark(pid: int) -> str | None:
@@ -273,12 +271,24 @@ def _members(content: _Content) -> dict[int, str]:
     """
     seen = {pid: one for pid in psutil.pids() if pid != os.getpid() and (one := _look_at(pid)) is not None}
     noted = {**content.members, str(content.pid): content.start}
-    sure = {pid for pid, one in seen.items() if noted.get(str(pid)) == one.start or _carries(pid, content.token)}
+    sure = {
+        pid
+        for pid, one in seen.items()
+        if noted.get(str(pid)) == one.start
+        or (not _is_older(one.start, content.start) and _carries(pid, content.token))
+    }
     while new := {
         pid for pid, one in seen.items() if pid not in sure and one.parent in sure and _session(pid) == content.pid
     }:
         sure |= new
     return {pid: seen[pid].start for pid in sure}
+
+
+def _is_older(start: str, server_start: str | None) -> bool:
+    """Whether a process was there before the server, so that its environment need not be read, which is costly."""
+    with suppress(ValueError):
+        return server_start is not None and float(start) < float(server_start)
+    return False
 
 
 def _carries(pid: int, token: str) -> bool:

@@ -21,7 +21,7 @@ import psutil
 
 from pytest_llmbench.errors import CellError, Primitive, ServerError
 from pytest_llmbench.runtime.endings import describe_exit, is_gone, kill_session, oom_kills, telling_line
-from pytest_llmbench.runtime.orphans import TOKEN_VARIABLE, ServerNote, end_carriers
+from pytest_llmbench.runtime.orphans import TOKEN_VARIABLE, ServerNote
 
 logger = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.05
 _TAIL_BYTES = 4096
 _SEARCHED_BYTES = 1024 * 1024
 _running: list[ServerProcess] = []
-_running_lock = threading.Lock()
+_running_lock = threading.RLock()  # as below: a signal's handler may stop servers at any moment
 
 
 def running_servers() -> tuple[ServerProcess, ...]:
@@ -92,7 +92,7 @@ class ServerProcess:
         self.name = _name_of(command)
         self._stopped = False
         self._ended_because: ServerError | None = None
-        self._signalling = threading.Lock()  # also held when its number is given back
+        self._signalling = threading.RLock()  # also held when its number is given back
         self._stopping = threading.RLock()
         self._note = ServerNote(self.name)
         self._oom_kills = oom_kills()
@@ -250,7 +250,7 @@ class ServerProcess:
             with self._signalling:
                 self._kill_everything()
             self.ends_within(_GRACE_SECONDS)
-            left = end_carriers(self._note.token, self.name)
+            left = self._note.end_carriers()
             with self._signalling:
                 self._process.poll()  # from now on the number may belong to somebody else's process
                 if left or not is_gone(self._handle):

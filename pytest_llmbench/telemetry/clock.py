@@ -121,7 +121,7 @@ class ClockWatch:
         self._servers = servers
         self._clocks = clocks or Clocks()
         self._is_stopped = is_stopped or is_stopped_now
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may ask at any moment
         self._found: deque[Disturbance] = deque(maxlen=_KEPT)
         self._last: Moment | None = None
         self._standing: Disturbance | None = None  # a server stood still at the last tick

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-# pytester forgets modules that a run inside this process was the first to import; these do not survive a second import.
+# pytester forgets modules that a run inside this process was the first to import. Some of these do not survive a second
+# import; the others would be imported again by each run (that of hypothesis, by its own plugin, takes 150 ms).
+import hypothesis  # noqa: F401
 import numpy  # noqa: F401, ICN001
+import ollama  # noqa: F401
 import pytest
 import requests  # noqa: F401
+import rich._emoji_codes
 import rich.console
 import rich.table  # noqa: F401
 import scipy.special

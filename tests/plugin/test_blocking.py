@@ -144,8 +144,9 @@ def test_stress_is_for_the_next_to_last_that_is_acceptable(bench: Bench, tmp_pat
 def test_two_workers_learn_from_each_other(bench: Bench) -> None:
     """Whichever worker measured the smallest, the last cells are decided by the controller."""
     names = [f"m{index:02}" for index in range(12)]
+    bench.fake.models = tuple(names)
     bench.models["models"] = [
-        {"name": name, "size": f"{index + 1}B", "served": {"Q4_K_M": "fake"}} for index, name in enumerate(names)
+        {"name": name, "size": f"{2**index}B", "served": {"Q4_K_M": name}} for index, name in enumerate(names)
     ]
     bench.config["thresholds"] = {"interactive": {"min_tokens_per_sec": 1e7, "max_variance": None}}
     bench.run_subprocess("suites/", "-n", "2")

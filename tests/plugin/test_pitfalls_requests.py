@@ -109,7 +109,7 @@ def test_p03_short_answers_are_no_samples(bench: Bench, kind: str) -> None:
 
 
 def test_p03_a_model_of_ollama_that_ends_early(bench: Bench) -> None:
-    with ollama(engine=WordEngine(answer_words=40)) as server:
+    with ollama(engine=WordEngine(answer_words=20)) as server:
         on_ollama(bench, server)
         cell = cell_of(bench)
     assert code_of(cell) == ("invalid", "short_answer")
@@ -121,19 +121,19 @@ def test_p03_a_short_answer_among_others_is_in_no_number(bench: Bench) -> None:
     cell = cell_of(bench)
     assert "short_answer" in cell["flags"]
     usable = [record for record in samples_of(bench) if record["usable"]]
-    assert [record["output_tokens"] for record in usable] == [60] * 6
+    assert [record["output_tokens"] for record in usable] == [30] * 6
     rates = [record["decode_tokens_per_second"] for record in usable]
     rate = cell["metrics"]["decode_tokens_per_second"]
     assert (rate["n"], rate["value"]) == (6, median(rates))
 
 
 def test_p04_a_chunk_is_not_a_token(bench: Bench) -> None:
-    bench.fake.tokens_per_piece = 20
+    bench.fake.tokens_per_piece = 10
     cell = cell_of(bench)
     assert "chunked_stream" in cell["flags"]
     assert not {"decode_tokens_per_second", "time_per_output_token_ms"} & cell["metrics"].keys()
     record = samples_of(bench)[0]
-    assert (record["output_tokens"], record["chunks"], record["decode_tokens_per_second"]) == (60, 3, None)
+    assert (record["output_tokens"], record["chunks"], record["decode_tokens_per_second"]) == (30, 3, None)
 
 
 def test_p05_an_empty_role_delta_is_no_token(bench: Bench) -> None:
@@ -147,11 +147,11 @@ def test_p05_an_empty_role_delta_is_no_token(bench: Bench) -> None:
 
 
 def test_p06_reasoning_is_not_an_empty_answer(bench: Bench) -> None:
-    bench.fake.reasoning_pieces, bench.fake.token_seconds = 30, 0.001
+    bench.fake.reasoning_pieces, bench.fake.token_seconds = 15, 0.002
     cell = cell_of(bench)
     assert_measured(cell)
     assert any("tokens went to reasoning" in note for note in cell["notes"])
-    assert cell["metrics"]["ttft_seconds"]["ci_low"] >= 0.03  # thirty pieces of reasoning came first
+    assert cell["metrics"]["ttft_seconds"]["ci_low"] >= 0.03  # fifteen pieces of reasoning came first
     for record in samples_of(bench):
         assert record["t_first_reasoning_ns"] < record["t_first_token_ns"]
         assert record["time_to_first_reasoning_seconds"] < record["ttft_seconds"]

@@ -166,16 +166,16 @@ def test_sampling_ends_where_tokens_are_counted_now_and_then(bench: Bench) -> No
 
 def test_reasoning_tokens_do_not_raise_the_rate(bench: Bench) -> None:
     bench.fake.token_seconds = 0.002
-    bench.fake.reasoning_pieces = 54
+    bench.fake.reasoning_pieces = 24
     bench.run("suites/")
     (cell,) = bench.cells()
     assert cell["metrics"]["decode_tokens_per_second"]["value"] <= 500
-    assert cell["metrics"]["ttft_seconds"]["value"] >= 54 * 0.002
+    assert cell["metrics"]["ttft_seconds"]["value"] >= 24 * 0.002
     assert any("reasoning" in note for note in cell["notes"])
 
 
 def test_a_chunked_stream_is_flagged_and_its_rate_absent(bench: Bench) -> None:
-    bench.fake.tokens_per_piece = 20
+    bench.fake.tokens_per_piece = 10
     bench.run("suites/")
     (cell,) = bench.cells()
     assert "chunked_stream" in cell["flags"]
@@ -325,7 +325,7 @@ def test_quick_mode_stops_at_min_samples_and_selects_its_quantizations(bench: Be
     bench.run("suites/", "--llmbench-mode", "quick")
     (cell,) = bench.cells()
     assert cell["quantization"] == "Q4_K_M"
-    assert cell["sampling"] == {"samples": 6, "rejected": 0, "stop_reason": "max_samples", "output_tokens": 60}
+    assert cell["sampling"] == {"samples": 6, "rejected": 0, "stop_reason": "max_samples", "output_tokens": 30}
 
 
 def test_limits_of_model_and_variant_win(bench: Bench) -> None:

@@ -29,8 +29,8 @@ def nodeid(model: str) -> str:
 
 @pytest.fixture
 def four(bench: Bench) -> Bench:
-    names = ("a", "b", "c", "d")
-    bench.models["models"] = [{"name": name, "size": "1B", "served": {"Q4_K_M": "fake"}} for name in names]
+    bench.fake.models = names = ("a", "b", "c", "d")
+    bench.models["models"] = [{"name": name, "size": "1B", "served": {"Q4_K_M": name}} for name in names]
     return bench
 
 
@@ -96,9 +96,7 @@ def test_an_interrupted_cell_stays_in_last_failed(cut_short: Bench) -> None:
 
 
 def test_errors_are_retried_and_verdicts_are_not(four: Bench) -> None:
-    four.fake.models = ("fake", "bad")
-    four.fake.fault["bad"] = "truncated"
-    four.models["models"][1]["served"] = {"Q4_K_M": "bad"}
+    four.fake.fault["b"] = "truncated"
     four.models["models"][2]["thresholds"] = {"interactive": {"min_tokens_per_sec": 1e7}}
     four.config["blocking"] = {"speed": False}
     four.run("suites/")
@@ -114,7 +112,7 @@ def test_errors_are_retried_and_verdicts_are_not(four: Bench) -> None:
 
 
 def test_records_of_cells_that_are_not_selected_stay(four: Bench) -> None:
-    four.fake.fault["fake"] = "truncated"
+    four.fake.fault.update(dict.fromkeys("abcd", "truncated"))
     four.run("suites/")
     four.fake.fault.clear()
     four.run("suites/", "--llmbench-resume", "latest", "-k", "b-Q4").assert_outcomes(passed=1, deselected=3)

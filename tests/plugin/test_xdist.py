@@ -11,8 +11,8 @@ from tests.plugin.bench import SWITCH, Bench, properties
 
 @pytest.fixture
 def four_cells(bench: Bench) -> Bench:
-    names = ("a", "b", "c", "d")
-    bench.models["models"] = [{"name": name, "size": "1B", "served": {"Q4_K_M": "fake"}} for name in names]
+    bench.fake.models = names = ("a", "b", "c", "d")  # four servers, as far as anybody can tell
+    bench.models["models"] = [{"name": name, "size": "1B", "served": {"Q4_K_M": name}} for name in names]
     return bench
 
 
@@ -45,9 +45,7 @@ def test_cells_of_one_device_never_measure_at_once(four_cells: Bench) -> None:
 
 
 def test_errors_and_failures_keep_their_kind(four_cells: Bench) -> None:
-    four_cells.fake.models = ("fake", "bad")
-    four_cells.fake.fault["bad"] = "truncated"
-    four_cells.models["models"][1]["served"] = {"Q4_K_M": "bad"}
+    four_cells.fake.fault["b"] = "truncated"
     four_cells.models["models"][2]["thresholds"] = {"interactive": {"min_tokens_per_sec": 1e7}}
     result = four_cells.run_subprocess("suites/", "-n", "2")
     assert result.ret == pytest.ExitCode.TESTS_FAILED

@@ -97,7 +97,7 @@ class OllamaServer:
     version: str = "0.33.0-llmbench-test-server"
     context_length: int = 4096
     keep_alive_seconds: float = 300.0
-    unload_seconds: float = 0.2
+    unload_seconds: float = 0.05
     max_loaded: int = 3
     max_queue: int = 512
     vram_share: float = 0.0

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_llmbench.backends import llama_cpp
+from pytest_llmbench.backends import checks, llama_cpp
 from pytest_llmbench.backends.base import StartRequest
 from pytest_llmbench.backends.llama_binary import LlamaBinary, describe_binary, find_program, parse_help
 from pytest_llmbench.backends.llama_common import LlamaServer, check_properties, clamp_gpu_layers
@@ -370,6 +370,7 @@ def test_a_start_that_fails(
 
 
 def test_a_port_that_is_always_taken_is_told(tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_GLANCE_SECONDS", 0.2)  # who has the port is silent
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setattr(llama_cpp, "free_port", lambda: taken.getsockname()[1])
         error = refused(tmp_path)

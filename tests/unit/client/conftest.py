@@ -22,10 +22,15 @@ def event_loop_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     return str(request.param)
 
 
-@pytest.fixture
-def no_leaks() -> Iterator[None]:
-    """A socket or loop that is left to the garbage collector warns, and warnings are errors: collect it in the test."""
+@pytest.fixture(scope="module")
+def nothing_left() -> None:
+    """What earlier tests left behind is not put down to the first test that looks at its own."""
     gc.collect()
+
+
+@pytest.fixture
+def no_leaks(nothing_left: None) -> Iterator[None]:
+    """A socket or loop that is left to the garbage collector warns, and warnings are errors: collect it in the test."""
     unraisable: list[sys.UnraisableHookArgs] = []
     previous, sys.unraisablehook = sys.unraisablehook, unraisable.append
     try:

@@ -71,7 +71,7 @@ def test_a_host_that_does_not_exist() -> None:
 
 def test_plain_http_where_tls_is_spoken() -> None:
     with (
-        ScriptedServer((0, http_response("200 OK", "text/plain", b"x"))) as server,
+        ScriptedServer((0, http_response("200 OK", "text/plain", b"x")), then="hang", reads=False) as server,
         pytest.raises(RequestError) as caught,
     ):
         get_json(Endpoint(server.url.replace("http:", "https:"), "llama_cpp"), "/health")

@@ -394,22 +394,24 @@ class TestDeadlines:
         assert record.t_end_ns - record.t_send_ns < 4e9
 
     @pytest.mark.parametrize(
-        ("piece", "code", "first_token"),
+        ("piece", "code", "first_token", "whole"),
         [
-            (chunk(framed(P, token(P, "word "))), "request_timeout", 10.0),
-            (chunk(b": ping\n\n" * 200), "first_token_timeout", 0.15),
+            (chunk(framed(P, token(P, "word "))), "request_timeout", 10.0, 0.3),
+            (chunk(b": ping\n\n" * 200), "first_token_timeout", 0.15, 10.0),
         ],
         ids=["words", "comments"],
     )
-    def test_are_kept_while_the_server_never_pauses(self, piece: bytes, code: str, first_token: float) -> None:
+    def test_are_kept_while_the_server_never_pauses(
+        self, piece: bytes, code: str, first_token: float, whole: float
+    ) -> None:
         flood = Turn(((0, head(P)), (0, piece)), "flood")
-        (record,) = asked(server_of(flood), Deadlines(first_token=first_token, gap=10, whole=0.3))
+        (record,) = asked(server_of(flood), Deadlines(first_token=first_token, gap=10, whole=whole))
         assert record.error == code
         assert record.t_end_ns - record.t_send_ns < 8e9  # the flood lasts for twenty seconds
 
     def test_are_kept_for_one_answer_while_another_keeps_the_client_busy(self) -> None:
         stalls = Turn(((0, head(P)), (0, chunk(framed(P, token(P, "a"))))), "hang")
-        busy = Turn(((0, head(P)), *_events(2500, 0.002), (0, chunk(framed(P, closing(P, 2500)[0])) + END)), "keep")
+        busy = Turn(((0, head(P)), *_events(1000, 0.002), (0, chunk(framed(P, closing(P, 1000)[0])) + END)), "keep")
         records = asked(
             server_of(stalls, busy, requests=2), Deadlines(first_token=20, gap=0.3, whole=60), ClosedLoop(2)
         )
@@ -418,7 +420,7 @@ class TestDeadlines:
         if by_error.keys() != {"stream_stalled", None}:
             pytest.skip(f"the machine paused: {list(by_error)}")
         stalled, other = by_error["stream_stalled"], by_error[None]
-        assert stalled.t_end_ns < other.t_end_ns - 1e9
+        assert stalled.t_end_ns < other.t_end_ns - 0.5e9
         assert stalled.t_end_ns - stalled.t_send_ns < 3e9
 
 

@@ -701,5 +701,9 @@ def test_other_devices_are_refused_in_words(written: str) -> None:
     assert "write auto, cpu, or a list of GPUs" in _refused_config(f"devices: {written}\n")
 
 
+def test_cpus_are_not_among_gpus() -> None:
+    assert "auto and cpu stand alone" in _refused_config("devices: [0, cpu]\n")
+
+
 def test_a_gpu_belongs_to_one_device() -> None:
     assert "'0' is listed twice" in _refused_config("devices: [0, '0,1']\n")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ import pytest
 
 from pytest_llmbench.errors import ServerError
 from pytest_llmbench.runtime import process as process_module
-from pytest_llmbench.runtime.process import ReportingProcess, ServerProcess, free_port
+from pytest_llmbench.runtime.endings import oom_kills
+from pytest_llmbench.runtime.process import ReportingProcess, ServerProcess, free_port, running_servers
 
 PRELUDE = """
 import json, os, signal, subprocess, sys, time
@@ -43,6 +45,13 @@ def gone(pid: int) -> bool:
             return True
         time.sleep(0.01)
     return False
+
+
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -97,7 +106,7 @@ def test_a_server_that_ends_before_it_reads_its_instructions(start: Start) -> No
 
 
 def test_a_server_that_is_killed_while_starting(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_module, "_oom_kills", lambda: None)
+    monkeypatch.setattr(process_module, "oom_kills", lambda: None)
     server = start("os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(ServerError, match="killed by SIGKILL; perhaps the kernel ran out of memory") as caught:
         server.wait_ready(10)
@@ -176,7 +185,11 @@ def test_the_tail_is_that_of_the_last_start(start: Start) -> None:
 
 
 @pytest.mark.parametrize("dies_first", [False, True], ids=["running", "dead already"])
-@pytest.mark.parametrize("options", ["", "preexec_fn=os.setpgrp"], ids=["same group", "group of its own"])
+@pytest.mark.parametrize(
+    "options",
+    ["", "preexec_fn=os.setpgrp", "start_new_session=True"],
+    ids=["same group", "group of its own", "session of its own"],
+)
 def test_what_the_server_started_ends_too(start: Start, options: str, dies_first: bool) -> None:
     ending = "sys.exit(0)" if dies_first else "sys.stdin.read()"
     server = start(f"ready(child=sleep_in_a_child({options})); {ending}")
@@ -218,7 +231,7 @@ def test_stopping_again_signals_nobody(start: Start, monkeypatch: pytest.MonkeyP
 def test_the_kernels_own_counter_tells_who_killed(
     start: Start, monkeypatch: pytest.MonkeyPatch, counts: list[int], words: str, evidence: bool
 ) -> None:
-    monkeypatch.setattr(process_module, "_oom_kills", iter(counts).__next__)
+    monkeypatch.setattr(process_module, "oom_kills", iter(counts).__next__)
     server = start("os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(ServerError, match=words) as caught:
         server.wait_ready(10)
@@ -227,7 +240,7 @@ def test_the_kernels_own_counter_tells_who_killed(
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the counter is Linux's")
 def test_the_kernels_counter_is_a_number_here() -> None:
-    kills = process_module._oom_kills()
+    kills = oom_kills()
     assert kills is None or kills >= 0
 
 
@@ -364,6 +377,140 @@ time.sleep(60)
     process.kill()
     process.communicate()
     assert gone(pid)
+
+
+# ---------------------------------------------------------------- from another thread
+
+EXHAUSTED = ServerError("memory_exhausted", "it held too much; choose a smaller model", {"observed_bytes": 5})
+
+
+def test_servers_are_known_from_start_to_stop(start: Start, run: Run, own_runtime_dir: Path) -> None:
+    notes = own_runtime_dir / "servers"
+    first, second = start(WAIT_FOR_THE_END), run("import time; time.sleep(60)")
+    assert running_servers() == (first, second)
+    assert len(list(notes.iterdir())) == 2
+    assert second.name == Path(sys.executable).name
+    first.stop()
+    assert running_servers() == (second,)
+    os.kill(second.pid, signal.SIGKILL)
+    assert second.ends_within(5)
+    assert running_servers() == (second,)  # it is still to be stopped
+    second.stop()
+    assert running_servers() == ()
+    assert list(notes.iterdir()) == []
+
+
+def test_what_could_not_be_started_is_not_known(tmp_path: Path, own_runtime_dir: Path) -> None:
+    for program in (str(tmp_path / "no-such-program"), "null\0character"):
+        with pytest.raises(ServerError, match="can not be started"):
+            ServerProcess([program], tmp_path / "tiny")
+    assert running_servers() == ()
+    assert list((own_runtime_dir / "servers").iterdir()) == []
+
+
+def test_a_server_without_a_note_serves_all_the_same(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LLMBENCH_RUNTIME_DIR", str(tmp_path / "file"))
+    server = run("import time; time.sleep(60)")
+    assert server.alive
+    server.remember({server.pid})
+    assert "no note of the server" in caplog.text
+
+
+def test_a_server_that_is_ended_tells_why(run: Run) -> None:
+    server = run(
+        "import subprocess, sys; print('at work', file=sys.stderr, flush=True); subprocess.run(['sleep', '60'])"
+    )
+    until(lambda: server.log_tail() == "at work" and psutil.Process(server.pid).children())
+    (child,) = psutil.Process(server.pid).children()
+    assert server.end_because(EXHAUSTED)
+    assert gone(server.pid)
+    assert gone(child.pid)
+    assert running_servers() == (server,)
+    error = server.died("server_died", "the server ended while it was being used")
+    assert (error.code, error.message) == (EXHAUSTED.code, EXHAUSTED.message)
+    assert error.evidence == {"observed_bytes": 5, "log_tail": "at work"}
+    assert EXHAUSTED.evidence == {"observed_bytes": 5}
+    assert server.ended_because is EXHAUSTED
+    assert running_servers() == ()
+
+
+def test_a_server_that_is_ended_while_it_starts_tells_why(start: Start, run: Run) -> None:
+    reporting, foreign = start(WAIT_FOR_THE_END), run("import time; time.sleep(60)")
+    threading.Timer(0.1, reporting.end_because, [EXHAUSTED]).start()
+    with pytest.raises(ServerError, match="it held too much"):
+        reporting.wait_ready(10)
+    with pytest.raises(ServerError, match="it held too much"):
+        foreign.wait_until(lambda: foreign.end_because(EXHAUSTED) and False, 10)
+
+
+def test_too_late_is_not_the_reason_where_there_is_another(run: Run) -> None:
+    server = run("import time; time.sleep(60)")
+    server.end_because(EXHAUSTED)
+    assert server._too_slow(1).code == "memory_exhausted"
+
+
+def test_a_check_that_fails_because_the_server_was_ended(run: Run) -> None:
+    server = run("import time; time.sleep(60)")
+
+    def check() -> bool:
+        server.end_because(EXHAUSTED)
+        raise ServerError("connection_lost", "no")
+
+    with pytest.raises(ServerError, match="it held too much"):
+        server.wait_until(check, 10)
+
+
+def test_only_a_running_server_is_ended_and_only_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead, ended, stopped = (run("import time; time.sleep(60)") for _ in range(3))
+    os.kill(dead.pid, signal.SIGABRT)
+    assert dead.ends_within(5)
+    assert not dead.end_because(EXHAUSTED)
+    assert "SIGABRT" in dead.died("server_died", "it ended").message
+    assert ended.end_because(EXHAUSTED)
+    assert not ended.end_because(ServerError("swapping", "later"))
+    assert ended.died("server_died", "it ended").code == "memory_exhausted"
+    stopped.stop()
+    signalled: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "killpg", lambda *arguments: signalled.append(arguments))
+    assert not stopped.end_because(EXHAUSTED)
+    assert signalled == []
+    assert "SIGTERM" in stopped.died("server_died", "it ended").message
+
+
+def test_a_dead_server_keeps_its_number_until_it_is_stopped(run: Run) -> None:
+    """Else the number could belong to somebody whom stopping it would kill."""
+    server = run("pass")
+    assert server.ends_within(5)
+    assert not server.alive
+    assert psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE
+    server.stop()
+    assert not psutil.pid_exists(server.pid)
+
+
+def test_a_server_whose_status_somebody_took_is_signalled_no_more(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = run("pass")
+    os.waitpid(server.pid, 0)
+    assert not server.alive
+    signalled: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "killpg", lambda *arguments: signalled.append(arguments))
+    assert not server.end_because(EXHAUSTED)
+    server.stop()
+    assert signalled == []
+
+
+def test_being_ended_interrupts_the_patience_of_stopping(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "_GRACE_SECONDS", 60)
+    server = start("signal.signal(signal.SIGTERM, signal.SIG_IGN); ready(); time.sleep(60)")
+    server.wait_ready(10)
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    assert server.end_because(EXHAUSTED)
+    stopping.join(10)
+    assert not stopping.is_alive()
+    assert server.died("server_died", "it ended").code == "memory_exhausted"
 
 
 def test_a_free_port_can_be_bound() -> None:

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from pytest_llmbench.telemetry import process as process_module
-from pytest_llmbench.telemetry.process import MemoryWatch, PeakMemory, ProcfsReader, PsutilReader, Usage
+from pytest_llmbench.telemetry.process import MemoryWatch, PeakMemory
+from pytest_llmbench.telemetry.process_tree import ProcessTree, ProcfsReader, PsutilReader, Usage
 
 MIB = 2**20
 PRELUDE = """
@@ -152,9 +153,11 @@ class TestRealProcesses:
     def test_a_file_mapped_twice_within_the_tree_counts_once(self, start: Start, tmp_path: Path) -> None:
         path = tmp_path / "model"
         path.write_bytes(b"x" * (32 * MIB))
-        fork = "ours, theirs = os.pipe()\nparent = os.fork()"
-        wait = "os.read(ours, 1) if parent else os.write(theirs, b'x')"
-        peak = watch_once(start(f"{fork}\nmemory = mapped({str(path)!r})\n{wait}").pid)
+        fork = "ours, theirs = os.pipe()\nend, held = os.pipe()\nparent = os.fork()"
+        work = f"memory = mapped({str(path)!r})"
+        # Only the parent may say that it is ready, or the child would while the parent has not mapped all of it yet.
+        wait = "if parent: os.read(ours, 1)\nelse: os.close(held); os.write(theirs, b'x'); os.read(end, 1)"
+        peak = watch_once(start(f"{fork}\n{work}\n{wait}").pid)
         assert 32 * MIB <= backed_by_files(peak) < 48 * MIB
         assert peak.peak_rss_bytes > 64 * MIB
 
@@ -168,10 +171,14 @@ class TestRealProcesses:
         watch = MemoryWatch(child.pid, interval_seconds=0.01)
         watch.start()
         assert next_sample(watch).total_bytes > 48 * MIB
+        tree = ProcessTree(child.pid)
+        tree.search()
+        assert set(tree.pids) == {child.pid, middle.pid, last.pid}
         middle.kill()
         until(lambda: last.ppid() != middle.pid)
         assert next_sample(watch).total_bytes > 48 * MIB
-        assert {child.pid, last.pid} == set(watch._known)
+        assert len(tree.samples()) == 2
+        assert set(tree.pids) == {child.pid, last.pid}
         peak = watch.stop()
         assert peak is not None
         assert peak.anonymous_bytes is not None
@@ -330,15 +337,15 @@ class TestProcfs:
         assert peak.peak_pss_bytes == 800 * 1024
 
     def test_a_child_s_number_that_is_used_again(self, proc: FakeProc) -> None:
-        reader = ProcfsReader(proc.root)
         proc.process(7, 1000)
-        proc.process(8, 500)
-        watch = MemoryWatch(7, reader=reader)
-        watch._known = {7: 100.0, 8: 99.0}
-        total = watch._added_up(reader.sample)
+        proc.process(8, 500, parent=7)
+        tree = ProcessTree(7, ProcfsReader(proc.root))
+        tree.search()
+        proc.process(8, 600, began=101)
+        total = tree.sample()
         assert total is not None
         assert total.total_bytes == 1000 * 1024
-        assert watch._known == {7: 100.0}
+        assert tree.pids == (7,)
 
     @pytest.mark.parametrize("text", ["", "7 (a", "7 (a) S 1", "VmRSS: many kB", "VmRSS:\t5", "VmRSS: 5 MB"], ids=repr)
     def test_files_that_say_nothing(self, proc: FakeProc, text: str) -> None:
