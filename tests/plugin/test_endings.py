@@ -89,7 +89,8 @@ def test_a_disk_that_fills_up_in_a_cell_leaves_its_record(bench: Bench, monkeypa
 
     from pytest_llmbench.runtime import run_folder
 
-    write, written = run_folder._write_line, []
+    write = run_folder._write_line
+    written: list[str] = []
 
     def until_full(path: Path, line: str) -> None:
         full = len(written) >= 3 and (path.parent / ".reserve").exists()
