@@ -19,7 +19,7 @@ from pytest_llmbench.adapters import collection, plan, results, setup, signals, 
 from pytest_llmbench.adapters.fixtures import cell, llm, release_before, server
 from pytest_llmbench.adapters.neighbours import Neighbours
 from pytest_llmbench.adapters.recorder import Recorder
-from pytest_llmbench.adapters.setup import SUITE_KEY
+from pytest_llmbench.adapters.state import SUITE_KEY
 from pytest_llmbench.adapters.workers import WORKER_PIDS_KEY
 from pytest_llmbench.errors import ConfigError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llmbench.adapters.setup import Suite
+from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.metrics import PROFILE_NAMES
 from pytest_llmbench.core.yaml_source import nearest

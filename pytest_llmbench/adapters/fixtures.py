@@ -14,7 +14,7 @@ from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.llm import LLM
 from pytest_llmbench.adapters.memory import check_before_download, check_before_load, observe, watch
 from pytest_llmbench.adapters.progress import shown_progress
-from pytest_llmbench.adapters.setup import SUITE_KEY, Suite
+from pytest_llmbench.adapters.state import SUITE_KEY, Suite
 from pytest_llmbench.adapters.workers import say
 from pytest_llmbench.backends.base import RunningServer, StartRequest
 from pytest_llmbench.calibration import quick_calibration

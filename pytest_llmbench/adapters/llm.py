@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llmbench.adapters.cell_run import CellRun
-from pytest_llmbench.adapters.setup import Suite
+from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.backends.base import RunningServer
 from pytest_llmbench.client.generation import Generation
 from pytest_llmbench.client.load import send

@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from pytest_llmbench.adapters.cell_run import CellRun
-from pytest_llmbench.adapters.setup import Suite
+from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.backends.base import RunningServer
 from pytest_llmbench.core.cell import Cell, ServerSpec
 from pytest_llmbench.core.gguf import GgufHeader

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pytest_llmbench.adapters.collection import arrange, cell_of, places_of, restore
-from pytest_llmbench.adapters.setup import Suite
+from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.core.records import Reason
 from pytest_llmbench.errors import RequestError
 

@@ -15,7 +15,7 @@ import pytest
 
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.progress import tell
-from pytest_llmbench.adapters.setup import Suite
+from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.core.cell import Cell, ServerSpec
 from pytest_llmbench.core.config import ModelEntry
 from pytest_llmbench.core.gguf import GgufHeader, check_header_quantization

@@ -14,8 +14,8 @@ from pytest_llmbench.adapters import early, plan, resume
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.progress import tell
 from pytest_llmbench.adapters.results import DISK_FULL, RECORD_ATTRIBUTE, STATUS_ATTRIBUTE, crash_record, reports_of
-from pytest_llmbench.adapters.setup import Suite
 from pytest_llmbench.adapters.signals import ENDED_BY_SIGNAL
+from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.errors import LlmbenchError, RecordError

@@ -13,7 +13,7 @@ from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.fixtures import RUN_KEY
 from pytest_llmbench.adapters.memory import is_here, note_tested, observe
 from pytest_llmbench.adapters.neighbours import attempt_note, timed_out
-from pytest_llmbench.adapters.setup import Suite
+from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import CellRecord, Reason, ServerInfo, Status, to_line
 from pytest_llmbench.errors import CellError, DiskFull, LlmbenchError, RecordError, ThresholdFailure

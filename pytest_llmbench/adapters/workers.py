@@ -14,7 +14,7 @@ from pytest_llmbench.adapters.blocking import OwnDecisions
 from pytest_llmbench.adapters.channel import CHANNEL
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.progress import tell
-from pytest_llmbench.adapters.setup import SUITE_KEY, Suite
+from pytest_llmbench.adapters.state import SUITE_KEY, Suite
 from pytest_llmbench.core.records import cell_from
 from pytest_llmbench.errors import RecordError
 from pytest_llmbench.runtime.lifeline import die_with_parent
@@ -132,9 +132,7 @@ def refuse_what_can_not_be_reported(config: pytest.Config) -> None:
     sockets = [spec.partition("*")[2] or spec for spec in specs if "socket=" in spec and "popen" not in spec]
     twice = any(spec.partition("*")[0] not in {"", "1"} for spec in specs if "*" in spec and "*socket=" in spec)
     if twice or len(set(sockets)) < len(sockets):
-        raise pytest.UsageError(
-            "a socket server serves one worker at a time; start one per worker, each on its port"
-        )
+        raise pytest.UsageError("a socket server serves one worker at a time; start one per worker, each on its port")
 
 
 def settle_in(config: pytest.Config) -> None:
