@@ -135,12 +135,12 @@ def test_in_order_with_the_servers_that_are_kept(on_files: Bench) -> None:
     assert plan["cells"][2]["predicted_bytes"] is None
 
 
-def test_a_server_is_not_kept_for_another_test(on_files: Bench) -> None:
+def test_another_test_does_not_stand_between_the_cells_of_a_server(on_files: Bench) -> None:
     on_files.config["variants"] = [{"id": "a"}]
     on_files.write("suites/test_again.py", SUITE.replace("test_interactive", "test_again"))
     on_files.write("suites/test_between.py", "def test_between(): pass\n")
     plan = planned(on_files)
-    assert [cell["starts_server"] for cell in plan["cells"]] == [True, True]
+    assert [cell["starts_server"] for cell in plan["cells"]] == [True, False]
     assert plan["totals"]["other_tests"] == 1
 
 
