@@ -182,7 +182,6 @@ class Guard:
         self._next_machine = self._next_pressure = self._next_rival = 0.0
         self._stalled_since: float | None = None
         self._machine_swap_before: int | None = None
-        self._machine_swap: int | None = None
         self._pressure_percent: float | None = None
         self._least_left: int | None = None
         self._stops: list[ServerError] = []
@@ -232,7 +231,7 @@ class Guard:
             self._try_to_look()
             for watched in self._watched.values():
                 watched.most_swap = watched.swap_before = watched.holding.swap_bytes if watched.holding else 0
-            self._machine_swap_before = self._machine_swap
+            self._machine_swap_before = self._sources.swapped_out()
             self._least_left = min((left.bytes for left in self._left), default=None)
             self._pressure_percent = None
             self._stops = []
@@ -243,7 +242,7 @@ class Guard:
         with self._lock:
             self._next_pressure = self._next_machine = 0.0
             self._try_to_look()
-            swapped_out, before = self._machine_swap, self._machine_swap_before
+            swapped_out, before = self._sources.swapped_out(), self._machine_swap_before
             return Observed(
                 swapped_bytes=max([self._most_swapped, *(one.swapped_bytes for one in self._watched.values())]),
                 machine_swapped_bytes=None if swapped_out is None or before is None else swapped_out - before,
@@ -285,7 +284,6 @@ class Guard:
         if now >= self._next_pressure:
             self._next_pressure = now + _PRESSURE_SECONDS
             self._judge_pressure(now)
-            self._machine_swap = self._sources.swapped_out()
         if now >= self._next_machine:
             self._judge_machine(now)
         return self._pause(now)
