@@ -23,6 +23,10 @@ from pytest_llmbench.profiles.base import STOOD_STILL, ProfileContext
 
 # A connection is refused or broken some moments before the process behind it is gone.
 _DYING_SECONDS = 0.5
+OVERLAP_NOTES = {
+    "downloads": "other workers may have fetched models meanwhile (measurement.overlap)",
+    "starts": "other workers may have fetched models and started servers meanwhile (measurement.overlap)",
+}
 _OF_THE_DYING = {"connection_refused", "connection_lost", "stream_truncated", "unreachable"}
 
 
@@ -152,6 +156,8 @@ class LLM:
             measurement.notes.append(sentence)
         self._refuse_a_restart(identity)
         measurement.notes.extend(self._server.notes)
+        if suite.controller is not None and suite.config.measurement.overlap != "none":
+            measurement.notes.append(OVERLAP_NOTES[suite.config.measurement.overlap])
         for flag in self._server.flags:
             measurement.flag(flag)
         results = tuple(judge(self._limits, measurement.metrics))

@@ -114,6 +114,42 @@ def test_each_worker_running_everything_is_refused(bench: Bench) -> None:
     assert not (bench.path / "results").exists()
 
 
+LOGGING_STARTS = """
+import time
+from pathlib import Path
+
+from pytest_llmbench.backends.openai import OpenAIBackend
+
+pytest_plugins = ["pytest_llmbench.suite"]
+
+
+class Started(OpenAIBackend):
+    def start(self, request):
+        Path(f"{request.spec.model_name}.started").write_text(str(time.perf_counter_ns()))
+        return super().start(request)
+
+
+def pytest_llmbench_register_backends(registry):
+    registry.add("started", Started())
+"""
+
+
+@pytest.mark.parametrize("overlap", ["none", "downloads", "starts"])
+def test_what_may_begin_beside_a_measurement_is_configured(bench: Bench, overlap: str) -> None:
+    bench.write("conftest.py", LOGGING_STARTS)
+    bench.config |= {"backend": "started", "devices": "cpu"}
+    bench.config["measurement"]["overlap"] = overlap
+    bench.fake.models = ("a", "b")
+    bench.fake.token_seconds = 0.004
+    bench.models["models"] = [{"name": name, "size": "1B", "served": {"Q4_K_M": name}} for name in "ab"]
+    bench.run_subprocess("suites/", "-n", "2").assert_outcomes(passed=2)
+    first, second = sorted(("a", "b"), key=lambda name: int((bench.path / f"{name}.started").read_text()))
+    ends = [r["t_end_ns"] for r in bench.requests() if f"[{first}-" in r["cell"]]
+    started_ns = int((bench.path / f"{second}.started").read_text())
+    assert (started_ns < max(ends)) == (overlap == "starts")
+    assert all(any("measurement.overlap" in n for n in c["notes"]) == (overlap != "none") for c in bench.cells())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("--tx", "popen"), ("-d", "--tx", "2*socket=127.0.0.1:9"), ("-d", *["--tx=socket=127.0.0.1:9"] * 2)],
