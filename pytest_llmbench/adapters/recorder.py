@@ -14,6 +14,7 @@ from pytest_llmbench.adapters import early, plan, resume
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.progress import tell
 from pytest_llmbench.adapters.results import DISK_FULL, RECORD_ATTRIBUTE, STATUS_ATTRIBUTE, crash_record, reports_of
+from pytest_llmbench.adapters.scheduler import FREE
 from pytest_llmbench.adapters.signals import ENDED_BY_SIGNAL
 from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.core.cell import Cell
@@ -130,8 +131,10 @@ class Recorder:
         return "blocked", "B", ("BLOCKED", {"yellow": True})
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Remember what runs, also on a worker."""
+        """Remember what runs; where workers run it, create the run's folder before they have something to write."""
         self._running.add(nodeid)
+        if self._suite.groups is not None and max(self._suite.groups, default=FREE) > FREE:
+            self._open()
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """It does no longer."""

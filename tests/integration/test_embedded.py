@@ -7,6 +7,7 @@ import re
 import signal
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -262,7 +263,7 @@ def test_ctrl_c_ends_in_order(suite: EmbeddedSuite) -> None:
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "n2"])
-def test_kill_9_takes_the_server_along(suite: EmbeddedSuite, workers: tuple[str, ...]) -> None:
+def test_kill_9_takes_the_server_along_and_can_be_resumed(suite: EmbeddedSuite, workers: tuple[str, ...]) -> None:
     suite.output_tokens = 150
     suite.models["models"].append(suite.model("second", size="200M"))
     process = suite.start(*workers)
@@ -274,6 +275,18 @@ def test_kill_9_takes_the_server_along(suite: EmbeddedSuite, workers: tuple[str,
     process.wait()
     assert wait_until(lambda: not any(_runs(pid) for pid in servers), 2)
     assert wait_until(lambda: not any(_runs(pid) for pid in below), 2)
+    interrupted = suite.latest
+    suite.be_short()
+    assert suite.run("--llmbench-resume", "latest", *workers) == 0, suite.output
+    assert suite.latest == interrupted
+    assert sorted((cell["model"], cell["status"]) for cell in suite.cells()) == [
+        ("second", "passed"),
+        ("smol", "passed"),
+    ]
+    per_cell = Counter(request["cell"] for request in suite.requests())
+    finished_before = [cell for cell in suite.cells() if cell["metrics"]]
+    assert all(per_cell[cell["nodeid"]] == (1 if cell not in finished_before else 7) for cell in suite.cells())
+    assert not (suite.latest / "parts").exists()
 
 
 def test_sigterm_ends_workers_too(suite: EmbeddedSuite) -> None:

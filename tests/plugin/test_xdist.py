@@ -83,6 +83,24 @@ def test_interactive(llm):
     assert len(list(four_cells.junit()["test_interactive[b-Q4_K_M]"].iter("error"))) == 1
 
 
+def test_the_run_is_there_before_its_first_cell_has_ended(four_cells: Bench) -> None:
+    """Else nobody could resume one that is killed then."""
+    four_cells.write(
+        "suites/test_interactive.py",
+        """
+from pathlib import Path
+
+import pytest
+
+@pytest.mark.llmbench(profile="interactive")
+def test_interactive(llm):
+    assert Path("results/latest/run.json").exists()
+    llm.measure().check()
+""",
+    )
+    four_cells.run_subprocess("suites/", "-n", "2").assert_outcomes(passed=4)
+
+
 def test_nothing_measured_exits_5_under_xdist(four_cells: Bench) -> None:
     four_cells.config["openai"]["base_url"] = "http://127.0.0.1:9"
     assert four_cells.run_subprocess("suites/", "-n", "2").ret == pytest.ExitCode.NO_TESTS_COLLECTED
