@@ -64,6 +64,7 @@ def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> R
     if not suite.pool.holds(spec):
         suite.let_go()  # what it takes is not free until it is gone
     waits_for = _what_waits(suite, spec)
+    _import_what_judging_needs()
     if waits_for == "all":
         _take_device(suite, spec, run, config)
         _calibrate_once(suite)
@@ -107,6 +108,11 @@ def _what_waits(suite: Suite, spec: ServerSpec) -> Literal["all", "start", "meas
     if overlap == "none" or (suite.config.measurement.calibrate and not suite.folder.is_calibrated):
         return "all"
     return "start" if overlap == "downloads" or suite.device.is_chosen_by_lease(spec) else "measuring"
+
+
+def _import_what_judging_needs() -> None:
+    """Before a device is taken: seconds of work, which would fall into what others measure, or into this cell."""
+    import scipy.stats  # noqa: F401
 
 
 def _take_device(suite: Suite, spec: ServerSpec, run: CellRun, config: pytest.Config) -> None:

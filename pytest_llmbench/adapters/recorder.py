@@ -46,7 +46,6 @@ class Recorder:
         self._told_again: list[CellRecord] = []
         self._running: set[str] = set()
         self._other_failures = 0
-        self._gave_up = False
         self._warned = False
         self._description: dict[str, Any] = {}
 
@@ -177,6 +176,7 @@ class Recorder:
         except RecordError as exc:
             self._give_up(exc)
 
+    @pytest.hookimpl(trylast=True)  # it may end the run, and others have to have seen the report before
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Write the record a report brings; make one for a cell whose worker crashed."""
         if self._suite.trouble is not None:
@@ -216,7 +216,6 @@ class Recorder:
 
     def _give_up(self, exc: LlmbenchError) -> None:
         """Measuring on would only lose what is measured."""
-        self._gave_up = True
         pytest.exit(f"llmbench: {exc}", returncode=pytest.ExitCode.TESTS_FAILED)
 
     @pytest.hookimpl(wrapper=True, trylast=True)  # inside the terminal's wrapper, after xdist has ended its workers
@@ -242,7 +241,7 @@ class Recorder:
         ours_alone = session.exitstatus == pytest.ExitCode.OK or (
             session.exitstatus == pytest.ExitCode.TESTS_FAILED and not self._other_failures
         )
-        if self._nothing_measured and ours_alone and not self._gave_up:
+        if self._nothing_measured and ours_alone:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         try:
             suite.folder.join_parts()

@@ -34,12 +34,14 @@ class EarlierRun:
         path: its folder.
         description: its ``run.json``.
         records: its cells' last records, by node id.
+        has_repeated: whether some cell has several.
         differences: what was configured otherwise then.
     """
 
     path: Path
     description: Mapping[str, Any]
     records: dict[str, CellRecord]
+    has_repeated: bool = False
     differences: list[str] = field(default_factory=list)
 
     @property
@@ -68,10 +70,11 @@ def find(run: str, output_dir: Path, rootdir: Path) -> EarlierRun | None:
             return None
         raise ConfigError(f"--llmbench-resume: {exc}") from exc
     try:
-        records = last_of_each(read_cells(path))
+        lines = list(read_cells(path))
     except (RecordError, OSError) as exc:
         raise ConfigError(f"--llmbench-resume: {exc}") from exc
-    return EarlierRun(path, _description(path), records)
+    records = last_of_each(lines)
+    return EarlierRun(path, _description(path), records, has_repeated=len(lines) > len(records))
 
 
 def _folder_of(run: str, rootdir: Path) -> str | Path:
@@ -131,6 +134,8 @@ def prepare(earlier: EarlierRun, folder: RunFolder, selected: Sequence[str]) -> 
         folder.join_parts()
     except OSError as exc:
         raise RecordError(f"{folder.path} can not be made ready: {exc.strerror}") from exc
-    set_aside_repeated_cells(folder.path)
-    set_aside_cells(folder.path, again)
+    if earlier.has_repeated:
+        set_aside_repeated_cells(folder.path)
+    if again:
+        set_aside_cells(folder.path, again)
     set_aside_requests(folder.path, but_of=earlier.records.keys() - again)

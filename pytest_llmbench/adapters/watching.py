@@ -72,12 +72,17 @@ class Watches:
         run.has_swapped = seen.has_swapped
         for error in seen.stopped[:1]:
             run.stopped = Reason(code=error.code, message=error.message, evidence=error.evidence)
+        memory = run.memory or MemoryRecord()
+        observed = [error.evidence.get("observed_bytes") for error in seen.stopped]
         figures = {
+            "observed_peak_bytes": max(
+                (size for size in (*observed, memory.observed_peak_bytes) if isinstance(size, int)), default=None
+            ),
             "machine_swapped_bytes": seen.machine_swapped_bytes,
             "pressure_percent": seen.pressure_percent,
             "least_left_bytes": seen.least_left_bytes,
         }
-        run.memory = (run.memory or MemoryRecord()).model_copy(update=figures)
+        run.memory = memory.model_copy(update=figures)
 
     def disturbance(self, begin_ns: int, end_ns: int) -> Disturbance | None:
         """What stood still between two times of ``time.perf_counter_ns``."""

@@ -113,6 +113,7 @@ def build_matrix(
         if _is_provided(model, quantization, kind_named(backend_kind(config.value, variant), serving))
     ]
     rows.sort(key=lambda row: row[:4])
+    _reject_files_of_two_models(models)
     combinations: list[Combination] = []
     seen: dict[str, Combination] = {}
     for rank, (*_, position, _index, model, quantization, variant) in enumerate(rows):
@@ -127,6 +128,23 @@ def build_matrix(
         seen[identifier] = combination
         combinations.append(combination)
     return Matrix(combinations)
+
+
+def _reject_files_of_two_models(models: Loaded[Models]) -> None:
+    """Refuse two models that keep different files in one place: one would be measured under the name of both."""
+    seen: dict[str, tuple[ModelEntry, object]] = {}
+    for position, model in enumerate(models.value.models):
+        for quantization, names in model.files.items():
+            source = model.source.get(quantization) or (model.repo, model.revision)
+            for name in [names] if isinstance(names, str) else names:
+                place = f"{model.size}/{name}"
+                other, its_source = seen.setdefault(place, (model, source))
+                if its_source != source:
+                    raise models.document.error(
+                        ("models", position, "files", quantization),
+                        f"{model.name!r} would keep its file in {place}, as {other.name!r} does, whose file comes from "
+                        "elsewhere; give one of them another file name, or a folder: <folder>/<file name>",
+                    )
 
 
 def _is_provided(model: ModelEntry, quantization: str, kind: Kind) -> bool:

@@ -69,6 +69,8 @@ class History:
 def observation_of(record: CellRecord) -> Observation | None:
     """What a cell taught about predictions of memory; None where it taught nothing."""
     memory = record.memory
+    if record.status not in _MEASURED:  # it did not come to its peak
+        return None
     if memory is None or not memory.predicted_bytes or not memory.observed_peak_bytes or not _is_comparable(memory):
         return None
     observed_bytes = memory.observed_peak_bytes + (memory.observed_swap_bytes or 0)

@@ -14,7 +14,9 @@ from pytest_llmbench.errors import RecordError
 SUPERSEDED = "superseded.jsonl"
 SUPERSEDED_REQUESTS = "superseded_requests.jsonl"
 _BLOCK_BYTES = 1 << 16
+# The beginning of each line as it is written; reading all of a long run's JSON would take many seconds.
 _CELL_OF_REQUEST = re.compile(rb'\{"schema_version":\d+,"cell":("(?:[^"\\]|\\.)*")')
+_CELL_OF_RECORD = re.compile(rb'\{"schema_version":\d+,"run_id":"[^"]*","nodeid":("(?:[^"\\]|\\.)*")')
 
 
 def cut_torn_line(file: Path) -> int:
@@ -46,19 +48,18 @@ def set_aside_cells(run: Path, nodeids: Collection[str]) -> None:
     Raises:
         RecordError: the disk refuses. Whatever happens, each record is in one file or in both.
     """
-    wanted = set(nodeids)
-    _move(run / "cells.jsonl", run / SUPERSEDED, lambda line: json.loads(line).get("nodeid") in wanted)
+    wanted = _as_written(nodeids)
+    _move(run / "cells.jsonl", run / SUPERSEDED, lambda line: _name(_CELL_OF_RECORD, line) in wanted)
 
 
 def set_aside_repeated_cells(run: Path) -> None:
     """Move all but the last record of each cell, which a run killed between two steps may have left. As above."""
     file = run / "cells.jsonl"
-    with suppress(FileNotFoundError):
-        nodeids = [json.loads(line).get("nodeid") for line in file.read_bytes().splitlines()]
-        last = {nodeid: index for index, nodeid in enumerate(nodeids)}
-        if len(last) < len(nodeids):
-            numbers = iter(range(len(nodeids)))
-            _move(file, run / SUPERSEDED, lambda _line: (index := next(numbers)) != last[nodeids[index]])
+    with suppress(FileNotFoundError), file.open("rb") as lines:
+        names = [_name(_CELL_OF_RECORD, line) or index for index, line in enumerate(lines)]
+        last = {name: index for index, name in enumerate(names)}
+        superseded = {index for index, name in enumerate(names) if last[name] != index}
+        _move_lines(file, run / SUPERSEDED, superseded)
 
 
 def set_aside_requests(run: Path, but_of: Collection[str]) -> None:
@@ -67,37 +68,41 @@ def set_aside_requests(run: Path, but_of: Collection[str]) -> None:
     Raises:
         RecordError: the disk refuses.
     """
-    kept = {json.dumps(nodeid).encode() for nodeid in but_of}
+    kept = {None, *_as_written(but_of)}
+    _move(
+        run / "requests.jsonl",
+        run / SUPERSEDED_REQUESTS,
+        lambda line: _name(_CELL_OF_REQUEST, line) not in kept,
+    )
 
-    def is_moved(line: bytes) -> bool:
-        match = _CELL_OF_REQUEST.match(line)
-        return match is not None and match[1] not in kept
 
-    _move(run / "requests.jsonl", run / SUPERSEDED_REQUESTS, is_moved)
+def _as_written(nodeids: Collection[str]) -> set[bytes]:
+    return {json.dumps(nodeid).encode() for nodeid in nodeids}
+
+
+def _name(pattern: re.Pattern[bytes], line: bytes) -> bytes | None:
+    """The node id in a line, as it is written there."""
+    match = pattern.match(line)
+    return match[1] if match is not None else None
 
 
 def _move(file: Path, to: Path, is_moved: Callable[[bytes], bool]) -> None:
+    with suppress(FileNotFoundError), file.open("rb") as lines:
+        _move_lines(file, to, {number for number, line in enumerate(lines) if is_moved(line)})
+
+
+def _move_lines(file: Path, to: Path, numbers: Collection[int]) -> None:
     """Take lines out of a file into another: appended there and flushed first, then the rest replaces the file."""
+    if not numbers:
+        return
     temporary = file.with_name(f".{file.name}.partial")
     try:
         with file.open("rb") as lines, temporary.open("wb") as rest, to.open("ab") as moved:
-            count = 0
-            for line in lines:
-                if is_moved(line):
-                    moved.write(line)
-                    count += 1
-                else:
-                    rest.write(line)
+            for number, line in enumerate(lines):
+                (moved if number in numbers else rest).write(line)
             for written in (moved, rest):
                 written.flush()
                 os.fsync(written.fileno())
-        if count:
-            temporary.replace(file)
-        else:
-            temporary.unlink()
-        if not to.stat().st_size:
-            to.unlink()
-    except FileNotFoundError:
-        return
+        temporary.replace(file)
     except OSError as exc:
         raise RecordError(f"{file} can not be rewritten: {exc.strerror}; free some space, then resume again") from exc

@@ -128,8 +128,8 @@ class RunFolder:
             )
 
     def append_cell(self, record: CellRecord) -> None:
-        """Add a line to ``cells.jsonl``. Raises RecordError when the disk refuses."""
-        self._append(self.path / "cells.jsonl", to_line(record))
+        """Add a line to ``cells.jsonl``, to be there also after a power cut. Raises RecordError when the disk refuses."""
+        self._append(self.path / "cells.jsonl", to_line(record), durably=True)
 
     def append_superseded(self, record: CellRecord) -> None:
         """Add the record of an attempt that was not the last. Raises RecordError when the disk refuses."""
@@ -144,16 +144,16 @@ class RunFolder:
         """Controller: add a line that a worker on another host sent, to its part. Raises RecordError."""
         self._append(self._parts / f"requests-{part}.jsonl", line)
 
-    def _append(self, path: Path, line: str) -> None:
+    def _append(self, path: Path, line: str, *, durably: bool = False) -> None:
         try:
             try:
-                _write_line(path, line)
+                _write_line(path, line, durably=durably)
             except OSError as exc:
                 with suppress(OSError):
                     cut_torn_line(path)
                 if exc.errno in _NO_SPACE and self._reserve.exists():
                     self._reserve.unlink()  # room for what is still to be said
-                    _write_line(path, line)
+                    _write_line(path, line, durably=durably)
                 raise
         except OSError as exc:
             raise _not_writable(path, exc) from exc
@@ -237,10 +237,13 @@ def find_run(output_dir: Path, run: str) -> Path:
     raise RecordError(f"{run!r} is no run: neither a folder with records nor a run below {output_dir}")
 
 
-def _write_line(path: Path, line: str) -> None:
+def _write_line(path: Path, line: str, *, durably: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="ascii") as file:
         file.write(line + "\n")
+        if durably:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _not_writable(path: Path, exc: OSError) -> RecordError:

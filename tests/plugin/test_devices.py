@@ -43,7 +43,8 @@ def test_a_busy_machine_ends_the_run_where_that_is_wanted(bench: Bench) -> None:
         result = bench.run("suites/", "--llmbench-when-busy", "fail")
     finally:
         lease.release()
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert len(list(bench.junit()["test_interactive[a-Q4_K_M]"].iter("error"))) == 1
     (cell,) = bench.cells()
     assert (cell["status"], cell["reason"]["code"], cell["device"]) == ("error", "device_busy", None)
     result.stdout.fnmatch_lines(["*Exit: llmbench: another benchmark (run other, process *) measures on this machine*"])

@@ -75,10 +75,11 @@ def test_a_disk_that_is_almost_full_ends_the_run_before_it_loses_anything(
     with monkeypatch.context() as patch:
         patch.setattr(run_folder, "LEAST_FREE_BYTES", 1 << 60)
         result = bench.run("suites/")
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED  # none was measured
     (cell,) = bench.cells()  # the second would find the same
     assert (cell["status"], cell["reason"]["code"]) == ("error", "disk_full")
     assert "--llmbench-resume latest" in cell["reason"]["message"]
+    assert len(list(bench.junit()["test_interactive[a-Q4_K_M]"].iter("error"))) == 1
     result.stdout.fnmatch_lines(["*Exit: llmbench: only * MB are free on the disk of *"])
     assert bench.fake.requests == []
     bench.run("suites/", "--llmbench-resume", "latest").assert_outcomes(passed=2)
@@ -92,18 +93,18 @@ def test_a_disk_that_fills_up_in_a_cell_leaves_its_record(bench: Bench, monkeypa
     write = run_folder._write_line
     written: list[str] = []
 
-    def until_full(path: Path, line: str) -> None:
+    def until_full(path: Path, line: str, *, durably: bool) -> None:
         full = len(written) >= 3 and (path.parent / ".reserve").exists()
         written.append(path.name)
         if full:
             with path.open("a") as file:
                 file.write(line[:20])  # what still had room
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, line)
+        write(path, line, durably=durably)
 
     monkeypatch.setattr(run_folder, "_write_line", until_full)
     result = bench.run("suites/")
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED  # none was measured
     (cell,) = bench.cells()
     assert (cell["nodeid"], cell["status"], cell["reason"]["code"]) == (ONE_CELL, "error", "disk_full")
     assert len(bench.requests()) == 4  # the fourth did not fit at first

@@ -451,3 +451,30 @@ def test_the_context_is_what_is_configured_or_what_a_profile_needs_if_more(
     loaded = _load(Config, config)
     combination = build_matrix(loaded, _load(Models, TWO_MODELS), "full").combinations[0]
     assert server_spec(loaded.value, combination, needed_context=needed).context_size == size
+
+
+# ---------------------------------------------------------------- files of several models
+
+
+def test_two_models_whose_different_files_would_lie_in_one_place_are_refused() -> None:
+    """Else the server of one would serve the cells of both."""
+    entry = "  - {{name: {0}, size: 1B, files: {{Q8_0: x.gguf}}, source: {{path: {0}/x.gguf}}}}\n"
+    with pytest.raises(ConfigError) as caught:
+        _matrix("models:\n" + entry.format("a") + entry.format("b"))
+    assert str(caught.value) == (
+        "models.yaml:3: models[1].files.Q8_0: 'b' would keep its file in 1B/x.gguf, as 'a' does, whose file comes from "
+        "elsewhere; give one of them another file name, or a folder: <folder>/<file name>"
+    )
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        "{name: b, size: 1B, files: {Q8_0: x.gguf}, source: {path: a/x.gguf}}",  # the same file under two names
+        "{name: b, size: 2B, files: {Q8_0: x.gguf}, source: {path: b/x.gguf}}",
+        "{name: b, size: 1B, files: {Q8_0: b/x.gguf}, source: {path: b/x.gguf}}",
+    ],
+)
+def test_other_files_may_have_the_same_name(second: str) -> None:
+    first = "{name: a, size: 1B, files: {Q8_0: x.gguf}, source: {path: a/x.gguf}}"
+    assert len(_matrix(f"models:\n  - {first}\n  - {second}\n").combinations) == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llmbench.core.records import to_line
 from pytest_llmbench.errors import RecordError
 from pytest_llmbench.runtime.mending import (
     cut_torn_line,
@@ -14,6 +15,7 @@ from pytest_llmbench.runtime.mending import (
     set_aside_repeated_cells,
     set_aside_requests,
 )
+from tests.unit.factories import cell_record
 
 
 @pytest.mark.parametrize(
@@ -46,16 +48,17 @@ def test_a_file_that_is_not_there_has_no_torn_line(tmp_path: Path) -> None:
 
 
 def write(file: Path, *nodeids: str) -> None:
-    file.write_text("".join(json.dumps({"nodeid": name, "n": n}) + "\n" for n, name in enumerate(nodeids)))
+    records = (cell_record(nodeid=name, duration_seconds=n) for n, name in enumerate(nodeids))
+    file.write_text("".join(to_line(record) + "\n" for record in records))
 
 
 def read(file: Path) -> list[tuple[str, int]]:
-    return [(data["nodeid"], data["n"]) for data in map(json.loads, file.read_text().splitlines())]
+    return [(data["nodeid"], int(data["duration_seconds"])) for data in map(json.loads, file.read_text().splitlines())]
 
 
 def test_cells_to_be_done_again_are_set_aside(tmp_path: Path) -> None:
     write(tmp_path / "cells.jsonl", "a", "b", "c")
-    set_aside_cells(tmp_path, {"b", "elsewhere"})
+    set_aside_cells(tmp_path, {"b", "elsewhere", 'with "quotes" ü'})
     assert read(tmp_path / "cells.jsonl") == [("a", 0), ("c", 2)]
     assert read(tmp_path / "superseded.jsonl") == [("b", 1)]
     set_aside_cells(tmp_path, {"c"})
