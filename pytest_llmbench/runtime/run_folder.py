@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pytest_llmbench.core.records import SCHEMA_VERSION, CellRecord, Record, cell_from, to_line
+from pytest_llmbench.core.resuming import is_finished
 from pytest_llmbench.errors import DiskFull, RecordError
 from pytest_llmbench.runtime.mending import SUPERSEDED, cut_torn_line
 
@@ -128,8 +129,12 @@ class RunFolder:
             )
 
     def append_cell(self, record: CellRecord) -> None:
-        """Add a line to ``cells.jsonl``, to be there also after a power cut. Raises RecordError when the disk refuses."""
-        self._append(self.path / "cells.jsonl", to_line(record), durably=True)
+        """Add a line to ``cells.jsonl``; a verdict is there also after a power cut.
+
+        Raises:
+            RecordError: the disk refuses.
+        """
+        self._append(self.path / "cells.jsonl", to_line(record), durably=is_finished(record))
 
     def append_superseded(self, record: CellRecord) -> None:
         """Add the record of an attempt that was not the last. Raises RecordError when the disk refuses."""
