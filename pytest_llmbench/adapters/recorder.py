@@ -132,7 +132,8 @@ class Recorder:
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Remember what runs; where workers run it, create the run's folder before they have something to write."""
         self._running.add(nodeid)
-        if self._suite.groups is not None and max(self._suite.groups, default=FREE) > FREE:
+        groups = self._suite.groups
+        if not self._opened and groups is not None and any(group != FREE for group in groups):
             self._open()
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
