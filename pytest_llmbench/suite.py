@@ -100,6 +100,11 @@ def pytest_runtest_makereport(
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable(config: pytest.Config) -> Generator[None, Any, Any]:
+    return workers.sendable((yield)) if SUITE_KEY in config.stash else (yield)
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
     try:  # while the fixtures still hold the device
         if (suite := item.config.stash.get(SUITE_KEY, None)) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pytest_llmbench.backends.base import RunningServer
 from pytest_llmbench.core.cell import Cell
@@ -32,6 +32,7 @@ class CellRun:
     blocked: bool = False
     is_watched: bool = False
     has_swapped: bool = False
+    disturbances: list[str] = field(default_factory=list)
     stopped: Reason | None = None
     memory: MemoryRecord | None = None
     memory_watch: MemoryWatch | None = None

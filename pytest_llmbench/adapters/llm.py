@@ -19,7 +19,7 @@ from pytest_llmbench.core.records import RequestRecord
 from pytest_llmbench.core.thresholds import Limit, Verdict, judge, known_keys
 from pytest_llmbench.core.yaml_source import nearest
 from pytest_llmbench.errors import LlmbenchError, MeasurementInvalid, RequestError
-from pytest_llmbench.profiles.base import STOOD_STILL, ProfileContext
+from pytest_llmbench.profiles.base import ProfileContext
 
 # A connection is refused or broken some moments before the process behind it is gone.
 _DYING_SECONDS = 0.5
@@ -135,7 +135,6 @@ class LLM:
         suite, run, profile = self._suite, self._run, self._suite.profiles[self.cell.profile]
         run.measuring = True
         identity = self._server.identity()
-        disturbances: list[str] = []
         measurement = profile.run(
             ProfileContext(
                 endpoint=self._server.endpoint,
@@ -148,12 +147,9 @@ class LLM:
                 on_failure=self._explain_failure,
                 context_size=self._server.info.context_size,
                 disturbance=suite.watches.disturbance,
-                disturbances=disturbances,
+                disturbances=run.disturbances,
             )
         )
-        for sentence in disturbances:
-            measurement.flag(STOOD_STILL)
-            measurement.notes.append(sentence)
         self._refuse_a_restart(identity)
         measurement.notes.extend(self._server.notes)
         if suite.controller is not None and suite.config.measurement.overlap != "none":

@@ -60,7 +60,10 @@ def instead_of_tests(session: pytest.Session, suite: Suite) -> bool | None:
     config = session.config
     if not wanted(config) or (session.testsfailed and not config.option.continue_on_collection_errors):
         return None
-    plan = _Planner(suite, config).plan(session.items)
+    finished = suite.earlier.finished if suite.earlier is not None else {}
+    if finished:
+        tell(config, f"of run {suite.folder.run_id} {len(finished)} cells are finished; the plan is of what is left")
+    plan = _Planner(suite, config).plan([item for item in session.items if item.nodeid not in finished])
     _print(plan, config)
     if (path := config.option.llmbench_plan_file) is not None:
         try:

@@ -52,7 +52,8 @@ class Recorder:
     @property
     def _nothing_measured(self) -> bool:
         """Cells were selected, and none was measured; a user's own test counts when the model answered it."""
-        return bool(self._records) and not any(
+        selected = self._of_this_session or self._told_again
+        return bool(selected) and not any(
             r.metrics or r.status in {"invalid", "failed"} or (r.status == "passed" and r.answered_requests)
             for r in self._records.values()
         )
@@ -169,7 +170,7 @@ class Recorder:
         if suite.earlier is not None:
             before = suite.earlier.description
             again = {"command_line": command_line, "at": utc_now(), "differences": suite.earlier.differences}
-            self._description["resumed"] = [*before.get("resumed", []), again]
+            self._description["resumed"] = [*(before.get("resumed") or []), again]
             kept = ("started_at", "command_line", "calibration")
             self._description |= {key: before[key] for key in kept if key in before}
         try:
@@ -180,8 +181,9 @@ class Recorder:
     @pytest.hookimpl(trylast=True)  # it may end the run, and others have to have seen the report before
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Write the record a report brings; make one for a cell whose worker crashed."""
-        if self._suite.trouble is not None:
-            self._give_up(self._suite.trouble)
+        trouble, self._suite.trouble = self._suite.trouble, None
+        if trouble is not None:
+            self._give_up(trouble)
         record = self._record_of(report)
         if record is None:
             self._other_failures += report.failed
@@ -226,7 +228,9 @@ class Recorder:
             return (yield)
         finally:
             self._keep_for_last_failed()
-            if self._opened or self._suite.folder.has_parts:  # of workers that were cut short in their first cells
+            looks_only = self._config.option.collectonly or plan.wanted(self._config)
+            # Parts without a run that was opened are of workers that were cut short in their first cells.
+            if self._opened or (self._suite.folder.has_parts and not looks_only):
                 self._open()
                 self._finish(session)
 

@@ -17,6 +17,7 @@ from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import CellRecord, Reason, ServerInfo, Status, to_line
 from pytest_llmbench.errors import CellError, DiskFull, LlmbenchError, RecordError, ThresholdFailure
+from pytest_llmbench.profiles.base import STOOD_STILL
 from pytest_llmbench.runtime.run_folder import utc_now
 
 # Report attributes survive xdist's serialisation as long as they are primitives, and stay out of JUnit. A record goes
@@ -51,9 +52,12 @@ def _why_pointless(suite: Suite, cell: Cell, nodeid: str) -> Reason | None:
 
 def annotate(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, suite: Suite) -> None:
     """Tell whose fault a failure is, and attach the cell's record to the report that ends it."""
-    run = item.stash.get(RUN_KEY, None)
-    if run is None or report.when == "teardown":
+    cell = cell_of(item)
+    if cell is None or report.when == "teardown":
         return
+    if RUN_KEY not in item.stash:  # another plugin's setup came first, and skipped it
+        item.stash[RUN_KEY] = CellRun(cell, item.nodeid, utc_now(), time.monotonic())
+    run = item.stash[RUN_KEY]
     error = call.excinfo.value if call.excinfo is not None else None
     if isinstance(error, LlmbenchError | ThresholdFailure):
         # What happened is in the message; our own stack would only bury it.
@@ -64,6 +68,8 @@ def annotate(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Test
     elif report.when == "setup" and report.passed:
         return
     record = _record(item, run, report, error, suite)
+    if report.skipped and hasattr(report, "wasxfail"):
+        record = record.model_copy(update={"expected_failure": str(report.wasxfail)})
     suite.learn(record)
     setattr(report, RECORD_ATTRIBUTE, to_line(record))
     setattr(report, STATUS_ATTRIBUTE, record.status)
@@ -82,8 +88,9 @@ def _record(
     status, reason = ("error", expired) if expired is not None else _status(run, report, error)
     status, reason = ("error", run.stopped) if status == "error" and run.stopped is not None else (status, reason)
     measurement, verdict, again = run.measurement, run.verdict, attempt_note(item)
-    if run.has_swapped and measurement is not None:
-        measurement.flag("swapped")
+    for code, is_so in (("swapped", run.has_swapped), (STOOD_STILL, run.disturbances)):
+        if is_so and measurement is not None:
+            measurement.flag(code)
     record = blank_record(suite, run.cell, item.nodeid, status, reason)
     return record.model_copy(
         update={
@@ -92,7 +99,11 @@ def _record(
             "rating": run.rating,
             "interpretation": run.interpretation,
             "flags": measurement.flags if measurement else [reason.code] if reason and status == "invalid" else [],
-            "notes": [*(measurement.notes if measurement else []), *([again] if again is not None else [])],
+            "notes": [
+                *(measurement.notes if measurement else []),
+                *run.disturbances,
+                *([again] if again is not None else []),
+            ],
             "sampling": measurement.sampling if measurement else {},
             "answered_requests": run.answered_requests,
             "server": run.server.info if run.server else record.server,
@@ -186,7 +197,7 @@ def reports_of(record: CellRecord) -> list[pytest.TestReport]:
     name = record.nodeid.partition("::")[2]
     message = record.reason.message if record.reason is not None else "failed in an earlier part of this run"
     properties = [*junit_properties(record), ("resumed_from_record", True)]
-    return [
+    reports = [
         pytest.TestReport(
             nodeid=record.nodeid,
             location=(path.replace("/", os.sep), None, name.replace("::", ".")),
@@ -199,3 +210,7 @@ def reports_of(record: CellRecord) -> list[pytest.TestReport]:
         )
         for when in ("setup", "call", "teardown")
     ]
+    if record.expected_failure is not None:
+        reports[1].outcome, reports[1].longrepr = "skipped", (path, 0, record.expected_failure)
+        reports[1].wasxfail = record.expected_failure
+    return reports

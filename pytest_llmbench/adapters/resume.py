@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from pytest_llmbench.core.config import Config
-from pytest_llmbench.core.records import CellRecord
+from pytest_llmbench.core.records import SCHEMA_VERSION, CellRecord
 from pytest_llmbench.core.resuming import differences, is_finished, last_of_each
 from pytest_llmbench.errors import ConfigError, RecordError
 from pytest_llmbench.runtime.mending import (
+    SUPERSEDED,
     cut_torn_line,
     set_aside_cells,
     set_aside_repeated_cells,
@@ -57,18 +58,28 @@ def wanted(pytest_config: pytest.Config, config: Config) -> str | None:
     return option or ini or config.resume_from
 
 
-def find(run: str, output_dir: Path, rootdir: Path) -> EarlierRun | None:
-    """Read the run back; None where the newest is wanted and there is none yet.
+def find(run: str, output_dir: Path, rootdir: Path) -> Path | None:
+    """The folder of the run; None where the newest is wanted and there is none yet.
 
     Raises:
-        ConfigError: there is no such run, or its files can not be understood.
+        ConfigError: there is no such run.
     """
     try:
-        path = find_run(output_dir, str(_folder_of(run, rootdir)))
+        return find_run(output_dir, str(_folder_of(run, rootdir)))
     except RecordError as exc:
         if run == "latest":
             return None
         raise ConfigError(f"--llmbench-resume: {exc}") from exc
+    except (OSError, ValueError) as exc:  # no name for a file at all
+        raise ConfigError(f"--llmbench-resume: {run[:80]!r} is no run: {exc}") from exc
+
+
+def read(path: Path) -> EarlierRun:
+    """Read a run back, whose folder was claimed before: what comes later would be overlooked.
+
+    Raises:
+        ConfigError: its files can not be understood.
+    """
     try:
         lines = list(read_cells(path))
     except (RecordError, OSError) as exc:
@@ -92,6 +103,12 @@ def _description(path: Path) -> dict[str, Any]:
         description = None
     if not isinstance(description, dict):
         raise ConfigError(f"--llmbench-resume: {path / 'run.json'} can not be read, so nobody knows what the run was")
+    version = description.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"--llmbench-resume: {path / 'run.json'} was written with schema {version}, this version reads up to "
+            f"{SCHEMA_VERSION}; upgrade"
+        )
     return description
 
 
@@ -129,7 +146,7 @@ def prepare(earlier: EarlierRun, folder: RunFolder, selected: Sequence[str]) -> 
     finished = earlier.finished
     again = {nodeid for nodeid in selected if nodeid in earlier.records and nodeid not in finished}
     try:
-        for name in ("cells.jsonl", "requests.jsonl"):
+        for name in ("cells.jsonl", "requests.jsonl", SUPERSEDED):
             cut_torn_line(folder.path / name)
         folder.join_parts()
     except OSError as exc:

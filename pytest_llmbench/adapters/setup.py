@@ -71,12 +71,12 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
     worker = getattr(pytest_config, "workerinput", None)
     output = _output_dir(pytest_config, config, rootdir)
     announcements = _announcements(config, models, profiles)
-    earlier = None
+    path = None
     if not worker and (run := resume.wanted(pytest_config, config.value)):
-        earlier = resume.find(run, output, rootdir)
-        if earlier is None:
+        path = resume.find(run, output, rootdir)
+        if path is None:
             announcements.append("there is no run to resume yet; this one is new")
-    folder = _run_folder(output, earlier, worker)
+    folder = _run_folder(output, path, worker)
     controller = Controller(worker[CHANNEL]) if worker is not None else None
     suite = Suite(
         config=config.value,
@@ -103,26 +103,32 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
         ),
         sources=(config.document.name, models.document.name),
         announcements=announcements,
-        earlier=earlier,
         controller=controller,
         sends_requests=bool(worker is not None and worker["llmbench_is_remote"]),
     )
-    if earlier is not None:
-        resume.compare(earlier, suite.description, anyway=switched(pytest_config, "resume-anyway"))
-        try:
-            suite.folder.claim()
-        except RecordError as exc:
-            raise ConfigError(f"--llmbench-resume: {exc}") from exc
+    if path is not None:
+        _take_up(suite, path, anyway=switched(pytest_config, "resume-anyway"))
     if not switched(pytest_config, "no-blocking"):
         suite.decisions = _decisions(suite)
     return suite
 
 
-def _run_folder(output: Path, earlier: resume.EarlierRun | None, worker: Mapping[str, Any] | None) -> RunFolder:
+def _take_up(suite: Suite, path: Path, *, anyway: bool) -> None:
+    """Go on with an earlier run; nobody else may, from now on."""
+    try:
+        suite.folder.claim()
+        suite.earlier = resume.read(path)
+        resume.compare(suite.earlier, suite.description, anyway=anyway)
+    except (RecordError, ConfigError) as exc:
+        suite.folder.close()
+        raise ConfigError(f"--llmbench-resume: {str(exc).removeprefix('--llmbench-resume: ')}") from exc
+
+
+def _run_folder(output: Path, earlier: Path | None, worker: Mapping[str, Any] | None) -> RunFolder:
     if worker is not None:
-        return RunFolder(output, worker["llmbench_run_id"], worker["workerid"])
+        return RunFolder(Path(worker["llmbench_output_dir"] or output), worker["llmbench_run_id"], worker["workerid"])
     if earlier is not None:
-        return RunFolder(earlier.path.parent, earlier.path.name)
+        return RunFolder(earlier.parent, earlier.name)
     return RunFolder(output, new_run_id())
 
 

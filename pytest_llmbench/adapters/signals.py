@@ -30,7 +30,8 @@ def end_in_order_on_signals(children: Callable[[], Iterable[int]]) -> Callable[[
     terminal = _terminal()
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a second one must not break the teardown of the first
+        for other in ours:
+            signal.signal(other, signal.SIG_IGN)  # a second one must not break the teardown of the first
         if number == signal.SIGHUP:
             _write_to_nowhere(terminal)
         for pid in children():

@@ -29,7 +29,9 @@ def instruct(node: Any, suite: Suite) -> None:
     """Controller: tell a worker which run it belongs to and who started it, and listen to it."""
     node.workerinput["llmbench_run_id"] = suite.folder.run_id
     node.workerinput["llmbench_controller_pid"] = os.getpid()
-    node.workerinput["llmbench_is_remote"] = not _shares_our_folder(node.gateway.spec)
+    shares_our_folder = _shares_our_folder(node.gateway.spec)
+    node.workerinput["llmbench_is_remote"] = not shares_our_folder
+    node.workerinput["llmbench_output_dir"] = str(suite.folder.output_dir) if shares_our_folder else None
     channel = node.workerinput[CHANNEL] = node.gateway.newchannel()
     channel.setcallback(_listener(node, channel, suite), endmarker=_END)
 
@@ -46,10 +48,12 @@ def _listener(node: Any, channel: Any, suite: Suite) -> Callable[[Any], None]:
         if message is _END:
             return
         try:  # an exception would close the channel without a word
-            told = json.loads(message)
-            answer = _take(told, node, suite)
-            if "number" in told:
-                channel.send(json.dumps({"number": told["number"], "answer": answer}))
+            told, answer = json.loads(message), None
+            try:
+                answer = _take(told, node, suite)
+            finally:
+                if "number" in told:  # whoever asks waits
+                    channel.send(json.dumps({"number": told["number"], "answer": answer}))
         except RecordError as exc:
             suite.trouble = exc
         except Exception:
@@ -133,6 +137,17 @@ def refuse_what_can_not_be_reported(config: pytest.Config) -> None:
     twice = any(spec.partition("*")[0] not in {"", "1"} for spec in specs if "*" in spec and "*socket=" in spec)
     if twice or len(set(sockets)) < len(sockets):
         raise pytest.UsageError("a socket server serves one worker at a time; start one per worker, each on its port")
+
+
+def sendable(data: Any) -> Any:
+    """The same with strings that execnet can send: tests quote models, and these may answer half a character."""
+    if isinstance(data, str):
+        return data.encode("utf-8", "backslashreplace").decode()
+    if isinstance(data, dict):
+        return {key: sendable(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)(map(sendable, data))
+    return data
 
 
 def settle_in(config: pytest.Config) -> None:

@@ -142,6 +142,7 @@ class CellRecord(Record):
     Attributes:
         settings: what the configuration asks of the server, so that cells of other models can be compared with this
             one; ``server`` says what ran.
+        expected_failure: why the suite expects this cell to fail (``pytest.mark.xfail``), if it did.
         device: what it was measured on: ``cpu``, or a GPU as it is named in ``CUDA_VISIBLE_DEVICES``; None where it was
             not.
     """
@@ -159,6 +160,7 @@ class CellRecord(Record):
     device: str | None = None
     status: Status
     reason: Reason | None = None
+    expected_failure: str | None = None
     metrics: dict[str, MetricValue] = {}
     thresholds: list[ThresholdResult] = []
     rating: Rating | None = None

@@ -14,7 +14,7 @@ from pytest_llmbench.client.prompts import count_tokens, nonce, words
 from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.records import MetricValue, RequestRecord
 from pytest_llmbench.core.statistics import Interval, StoppingRule, median, median_interval
-from pytest_llmbench.errors import LlmbenchError, Primitive, RequestError
+from pytest_llmbench.errors import LlmbenchError, MeasurementInvalid, Primitive, RequestError
 
 STOOD_STILL = "stood_still"
 
@@ -137,14 +137,18 @@ class ProfileContext:
                 return (folder / name).read_text(encoding="utf-8")
         raise FileNotFoundError(name)
 
-    def request(self, generation: Generation, phase: Literal["warmup", "sample"]) -> RequestRecord:
+    def request(
+        self, generation: Generation, phase: Literal["warmup", "sample"], *, may_stand_still: bool = False
+    ) -> RequestRecord:
         """Send one request; its record is returned, not yet filed: the profile decides whether it is a sample.
 
-        One during which something stood still has the flag ``stood_still``, and is no sample. Then it may have failed,
-        too, which says nothing about the server.
+        Args:
+            may_stand_still: whether the profile can do with a request during which the machine, the server or this
+                process stood still: it has the flag ``stood_still``, is no sample, and may have failed, which says
+                nothing about the server.
 
         Raises:
-            LlmbenchError: the request failed. Its record is filed before.
+            LlmbenchError: the request failed, or something stood still. Its record is filed before.
         """
         record = send(self.endpoint, generation, cell=self.nodeid, index=self.next_index, phase=phase)
         self.next_index += 1
@@ -152,8 +156,11 @@ class ProfileContext:
         if stood_still is not None:
             self.disturbances.append(stood_still.sentence)
             record = record.model_copy(update={"flags": [*record.flags, STOOD_STILL]})
-            if phase == "sample":
+            if may_stand_still:
                 return record
+            if phase == "sample":
+                self.file(record, usable=False)
+                raise MeasurementInvalid(STOOD_STILL, f"{stood_still.sentence}; run the cell again")
         only_reasoned = record.error == "empty_answer" and bool(record.reasoning)
         if not record.ok and not (phase == "warmup" and only_reasoned):  # a warm-up is too short to think to an end
             self.file(record, usable=False)

@@ -96,7 +96,7 @@ class InteractiveProfile:
         while True:
             prompt = nonce() + story
             length = context.prompt_tokens(prompt)
-            record = context.request(_continuation(prompt, tokens), "sample")
+            record = context.request(_continuation(prompt, tokens), "sample", may_stand_still=True)
             stood_still = STOOD_STILL in record.flags
             refusal = None if stood_still else _why_nothing_counts(record, length, warmup, context.context_size)
             doubt = _why_not_a_sample(record, tokens, warmup) if refusal is None else refusal.code

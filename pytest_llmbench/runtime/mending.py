@@ -49,14 +49,14 @@ def set_aside_cells(run: Path, nodeids: Collection[str]) -> None:
         RecordError: the disk refuses. Whatever happens, each record is in one file or in both.
     """
     wanted = _as_written(nodeids)
-    _move(run / "cells.jsonl", run / SUPERSEDED, lambda line: _name(_CELL_OF_RECORD, line) in wanted)
+    _move(run / "cells.jsonl", run / SUPERSEDED, lambda line: _name_of_record(line) in wanted)
 
 
 def set_aside_repeated_cells(run: Path) -> None:
     """Move all but the last record of each cell, which a run killed between two steps may have left. As above."""
     file = run / "cells.jsonl"
     with suppress(FileNotFoundError), file.open("rb") as lines:
-        names = [_name(_CELL_OF_RECORD, line) or index for index, line in enumerate(lines)]
+        names = [_name_of_record(line) for line in lines]
         last = {name: index for index, name in enumerate(names)}
         superseded = {index for index, name in enumerate(names) if last[name] != index}
         _move_lines(file, run / SUPERSEDED, superseded)
@@ -86,6 +86,11 @@ def _name(pattern: re.Pattern[bytes], line: bytes) -> bytes | None:
     return match[1] if match is not None else None
 
 
+def _name_of_record(line: bytes) -> bytes:
+    """Also where another tool has written the line in its own way."""
+    return _name(_CELL_OF_RECORD, line) or json.dumps(json.loads(line).get("nodeid")).encode()
+
+
 def _move(file: Path, to: Path, is_moved: Callable[[bytes], bool]) -> None:
     with suppress(FileNotFoundError), file.open("rb") as lines:
         _move_lines(file, to, {number for number, line in enumerate(lines) if is_moved(line)})
@@ -97,6 +102,7 @@ def _move_lines(file: Path, to: Path, numbers: Collection[int]) -> None:
         return
     temporary = file.with_name(f".{file.name}.partial")
     try:
+        cut_torn_line(to)
         with file.open("rb") as lines, temporary.open("wb") as rest, to.open("ab") as moved:
             for number, line in enumerate(lines):
                 (moved if number in numbers else rest).write(line)

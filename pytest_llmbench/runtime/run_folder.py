@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -84,7 +84,9 @@ class RunFolder:
             raise _not_writable(self.path, exc) from exc
 
     def close(self) -> None:
-        """Give back what was only needed while the run went on."""
+        """Give back what was only needed while the run went on; nothing of a run that is another process's."""
+        if not self._lock.is_locked:
+            return
         for path in (self._reserve, self.path / ".lock"):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -96,7 +98,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"schema_version": SCHEMA_VERSION, "run_id": self.run_id, **run}, indent=2)
             temporary = self.path / ".run.json.partial"
-            temporary.write_text(text + "\n", encoding="utf-8")
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut could leave it empty, and nobody could resume the run
             temporary.replace(self.path / "run.json")
         except OSError as exc:
             raise _not_writable(self.path, exc) from exc
@@ -198,10 +203,21 @@ class RunFolder:
         for part in sorted(self._parts.glob("requests-*.jsonl")):
             text = part.read_bytes()
             whole = text[: text.rfind(b"\n") + 1]  # a killed worker may have left a torn last line
-            with (self.path / "requests.jsonl").open("ab") as joined:
-                joined.write(whole)
+            with (self.path / "requests.jsonl").open("a+b") as joined:
+                joined.write(whole[_ends_with_begin_of(joined, whole) :])
             part.unlink()
         shutil.rmtree(self._parts, ignore_errors=True)
+
+
+def _ends_with_begin_of(file: BinaryIO, lines: bytes) -> int:
+    """How many bytes of these lines a file ends with already: it was being appended to when a run was killed."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - len(lines)))
+    end, first = file.read(), lines[: lines.find(b"\n") + 1]
+    begin = end.find(first) if first else -1
+    while begin >= 0 and end[begin:] != lines[: len(end) - begin]:
+        begin = end.find(first, begin + 1)
+    return len(end) - begin if begin >= 0 else 0
 
 
 def read_cells(path: Path) -> Iterator[CellRecord]:
