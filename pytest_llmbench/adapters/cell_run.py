@@ -22,6 +22,7 @@ class CellRun:
     started_monotonic: float
     server: RunningServer | None = None
     device: str | None = None
+    waited_seconds: float = 0.0
     model_file: ModelFile | None = None
     measuring: bool = False
     measurement: Measurement | None = None

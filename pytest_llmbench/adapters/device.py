@@ -52,6 +52,15 @@ class HeldDevice:
             self._environment.callback(_set, name, os.environ.get(name))
             _set(name, value)
 
+    def take_cpus(self, told: Callable[[str], None]) -> None:
+        """Lease the CPUs in place of what is held, for a server that turned out to compute there.
+
+        Raises:
+            CellError: ``device_busy``, or locks can not be kept.
+        """
+        self.release()
+        self._lease = self._pool.lease(uses_gpu=False, told=told)
+
     def release(self) -> None:
         """Give it back, when nothing of ours runs on it any more. Safe to call again."""
         self._environment.close()

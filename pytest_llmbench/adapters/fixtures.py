@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from pytest_llmbench.calibration import quick_calibration
 from pytest_llmbench.core.cell import Cell, ServerSpec
 from pytest_llmbench.core.records import Reason
 from pytest_llmbench.errors import CellError, DoesNotFit, ModelNotDownloaded
+from pytest_llmbench.runtime.devices import CPUS
 
 logger = logging.getLogger(__name__)
 RUN_KEY = pytest.StashKey[CellRun]()
@@ -95,6 +97,7 @@ def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> R
         suite.watches.begin_cell(run)
         running = suite.pool.lease(spec, lambda: backend.start(request))
     _take_device(suite, spec, run, config)
+    _alone_where_it_computes(suite, running, run, config)
     watch(run, running)
     return running
 
@@ -116,8 +119,21 @@ def _import_what_judging_needs() -> None:
 
 
 def _take_device(suite: Suite, spec: ServerSpec, run: CellRun, config: pytest.Config) -> None:
-    suite.device.take(spec, lambda text: say(config, suite, text))
+    """Have a device for a server; the one it was started on, or moved to, while it runs."""
+    if not (suite.pool.holds(spec) and suite.device.name is not None):
+        began = time.monotonic()
+        suite.device.take(spec, lambda text: say(config, suite, text))
+        run.waited_seconds += time.monotonic() - began
     run.device = suite.device.name
+
+
+def _alone_where_it_computes(suite: Suite, running: RunningServer, run: CellRun, config: pytest.Config) -> None:
+    """A server that was to use a GPU and computes on the CPUs, at least in part, has to have these to itself (P25)."""
+    if "partial_gpu_offload" in running.flags and suite.device.name != CPUS:
+        began = time.monotonic()
+        suite.device.take_cpus(lambda text: say(config, suite, text))
+        run.waited_seconds += time.monotonic() - began
+        run.device = suite.device.name
 
 
 def _calibrate_once(suite: Suite) -> None:

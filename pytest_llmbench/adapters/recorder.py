@@ -21,6 +21,7 @@ from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.errors import LlmbenchError, RecordError
 from pytest_llmbench.reports import write_reports
+from pytest_llmbench.reports.remarks import remarks
 from pytest_llmbench.runtime import host
 from pytest_llmbench.runtime.mending import set_aside_cells
 from pytest_llmbench.runtime.run_folder import utc_now
@@ -30,7 +31,6 @@ NO_CELLS = (
     "llmbench: the matrix is empty: no model has a quantization of {mode}_mode_quants that its backend can run "
     "(`files` for a server we start, `served` for one that runs already)"
 )
-CUT_SHORT = "llmbench: the run was cut short; --llmbench-resume latest finishes the cells without a record"
 NOTHING_MEASURED = "llmbench: cells were selected, but none was measured; the reasons stand above and in the records"
 
 
@@ -45,6 +45,8 @@ class Recorder:
         self._of_this_session: set[str] = set()
         self._told_again: list[CellRecord] = []
         self._running: set[str] = set()
+        self._selected_cells = 0
+        self._of_this_selection: set[str] = set()
         self._other_failures = 0
         self._warned = False
         self._description: dict[str, Any] = {}
@@ -74,6 +76,7 @@ class Recorder:
         """Take out what an earlier part of the run finished; warn of servers that are not there."""
         if self._config.option.collectonly:
             return
+        self._selected_cells = sum(cell_of(item) is not None for item in session.items)
         self._resume([item.nodeid for item in session.items])
         finished = {record.nodeid for record in self._told_again}
         session.items[:] = [item for item in session.items if item.nodeid not in finished]
@@ -84,6 +87,7 @@ class Recorder:
         """The same under xdist, where this process collects nothing: for all cells, the first time."""
         suite = self._suite
         if not self._warned:
+            self._selected_cells = sum(group != FREE for group in suite.groups or ())
             self._resume(ids)
             self._warn_early([cell for name in sorted(suite.enabled_profiles) for cell in suite.matrix.cells(name)])
 
@@ -93,11 +97,12 @@ class Recorder:
         if earlier is None or plan.wanted(self._config):
             return
         finished = earlier.finished
+        self._of_this_selection = set(selected)
         self._told_again = [finished[nodeid] for nodeid in selected if nodeid in finished]
         left = len(selected) - len(self._told_again)
-        tell(
-            self._config, f"resuming run {earlier.path.name}: {len(self._told_again)} tests are finished, {left} to go"
-        )
+        tell(self._config, f"resuming run {earlier.path.name}: {len(self._told_again)} finished, {left} to go")
+        if not left:
+            tell(self._config, "nothing is left to measure; a run without --llmbench-resume (resume_from) is a new one")
         for line in earlier.differences:
             tell(self._config, f"made otherwise: {line}")
         for nodeid in selected:
@@ -161,6 +166,7 @@ class Recorder:
         self._description = {
             "command_line": command_line,
             "started_at": utc_now(),
+            "selected_cells": self._selected_cells,
             **suite.description,
             "hardware": suite.hardware,
             "software": host.describe_software(),
@@ -171,6 +177,10 @@ class Recorder:
             before = suite.earlier.description
             again = {"command_line": command_line, "at": utc_now(), "differences": suite.earlier.differences}
             self._description["resumed"] = [*(before.get("resumed") or []), again]
+            others = set(suite.earlier.records) - self._of_this_selection
+            self._description["selected_cells"] = max(
+                self._selected_cells + len(others), int(before.get("selected_cells") or 0)
+            )
             kept = ("started_at", "command_line", "calibration")
             self._description |= {key: before[key] for key in kept if key in before}
         try:
@@ -203,6 +213,10 @@ class Recorder:
         if superseded:
             folder.append_superseded(record)
             return
+        earlier = self._suite.earlier
+        if earlier is not None and earlier.differences:
+            note = f"measured after a change of configuration: {'; '.join(earlier.differences)}"
+            record = record.model_copy(update={"notes": [*record.notes, note]})
         if record.nodeid in self._of_this_session:
             set_aside_cells(folder.path, {record.nodeid})
         self._of_this_session.add(record.nodeid)
@@ -289,5 +303,5 @@ class Recorder:
         terminalreporter.line(f"results in {shown}: {', '.join(files)}")
         if self._nothing_measured:
             terminalreporter.line(NOTHING_MEASURED)
-        if exitstatus not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}:
-            terminalreporter.line(CUT_SHORT)
+        for line in remarks(path, list(self._records.values())):
+            terminalreporter.line(f"llmbench: {line}")

@@ -111,7 +111,7 @@ def _record(
             "model_file": run.model_file,
             "memory": run.memory,
             "started_at": run.started_at,
-            "duration_seconds": time.monotonic() - run.started_monotonic,
+            "duration_seconds": time.monotonic() - run.started_monotonic - run.waited_seconds,
         }
     )
 

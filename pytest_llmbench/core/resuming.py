@@ -38,11 +38,23 @@ def last_of_each(records: Iterable[CellRecord]) -> dict[str, CellRecord]:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What of a run's description is another now, one line each: ``limits.max_memory_gb: 14 → 12``."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
-    return [
-        f"{key.removeprefix('configuration.')}: {_told(old.get(key, _ABSENT))} → {_told(new.get(key, _ABSENT))}"
+    changed = [
+        key
         for key in dict.fromkeys([*old, *new])
         if old.get(key, _ABSENT) != new.get(key, _ABSENT) and not key.startswith(_WITHOUT_EFFECT)
     ]
+    lines = []
+    for key in changed:
+        item = key[: key.rfind("]") + 1]
+        if item and not any(other.startswith(f"{item}.") for other in (new if key in old else old)):
+            lines.append(f"{_shortened(item)}: {'removed' if key in old else 'added'}")
+        else:
+            lines.append(f"{_shortened(key)}: {_told(old.get(key, _ABSENT))} → {_told(new.get(key, _ABSENT))}")
+    return list(dict.fromkeys(lines))
+
+
+def _shortened(key: str) -> str:
+    return key.removeprefix("configuration.").replace("models.models[", "models[", 1)
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -187,7 +187,8 @@ class Verdict:
                 if self.inconclusive_fails
                 else (f", {undecided} inconclusive")
             )
-        return "\n".join([headline, *(f"  {explain(result)}" for result in self.results)])
+        ordered = sorted(self.results, key=lambda result: result not in self.missed)  # what is shown may be cut
+        return "\n".join([headline, *(f"  {explain(result)}" for result in ordered)])
 
     def check(self) -> None:
         """The one assertion of a cell.

@@ -9,6 +9,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.records import CellRecord, MemoryRecord
 
 # Metric → the founding column's suffix; a metric that is not here keeps its own name.
@@ -22,7 +23,7 @@ _FOUNDING_SUFFIX = {
 def write_csv(folder: Path, records: Sequence[CellRecord]) -> Path:
     """Write ``results.csv`` into a run's folder."""
     rows: dict[tuple[str, str, str | None], dict[str, str]] = {}
-    columns = ["model", "quant", "variant", "size_gb", "memory_gb", "predicted_memory_gb"]
+    columns = ["model", "quant", "variant", "size_gb", "memory_gb", "predicted_memory_gb", *_columns_of(records)]
     for record in records:
         row = rows.setdefault((record.model, record.quantization, record.variant), {})
         if f"{record.profile}_status" in row and not record.metrics:
@@ -39,16 +40,23 @@ def write_csv(folder: Path, records: Sequence[CellRecord]) -> Path:
             "reason": record.reason.code if record.reason else "",
         }
         for name, value in values.items():
-            column = f"{record.profile}_{name}"
-            row[column] = value
-            if column not in columns:
-                columns.append(column)
+            row[f"{record.profile}_{name}"] = value
     path = folder / "results.csv"
     with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(map(_inert, columns))
         writer.writerows([_inert(row.get(column, "")) for column in columns] for row in rows.values())
     return path
+
+
+def _columns_of(records: Sequence[CellRecord]) -> list[str]:
+    """Of each profile its metrics, in the registry's order, then what became of it: whatever came first."""
+    columns = []
+    for profile in dict.fromkeys(record.profile for record in records):
+        measured = {name for record in records if record.profile == profile for name in record.metrics}
+        names = [_FOUNDING_SUFFIX.get(name, name) for name in METRICS if name in measured]
+        columns += [f"{profile}_{name}" for name in (*names, "rating", "status", "reason")]
+    return columns
 
 
 def _add_memory(row: dict[str, str], memory: MemoryRecord) -> None:

@@ -12,6 +12,7 @@ from pytest_llmbench.core.quantities import gigabytes
 from pytest_llmbench.core.records import FLAGS, CellRecord, MemoryRecord
 from pytest_llmbench.core.thresholds import explain
 from pytest_llmbench.reports.plain import plain
+from pytest_llmbench.reports.remarks import remarks
 
 # What means something to Markdown or HTML in the middle of a line; model names and server logs are not ours.
 _ACTIVE = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
@@ -20,15 +21,17 @@ _ACTIVE = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 def write_markdown(folder: Path, records: Sequence[CellRecord]) -> Path:
     """Write ``summary.md`` into a run's folder."""
     path = folder / "summary.md"
-    path.write_text(render(records, folder.resolve().name), encoding="utf-8", errors="replace")
+    text = render(records, folder.resolve().name, remarks(folder, records))
+    path.write_text(text, encoding="utf-8", errors="replace")
     return path
 
 
-def render(records: Sequence[CellRecord], run_id: str) -> str:
+def render(records: Sequence[CellRecord], run_id: str, about_the_run: Sequence[str] = ()) -> str:
     """The summary as Markdown text."""
     counts = Counter(record.status for record in records)
     totals = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none was finished"
     lines = [f"# Benchmark run {_escape(run_id)}", "", f"Cells: {totals}.", ""]
+    lines += [f"**{_escape(line)}.**\n" for line in about_the_run]
     shown = [name for name in METRICS if any(name in record.metrics for record in records)]
     header = ["model", "quant", "profile", *(f"{name} ({METRICS[name].unit})" for name in shown), "rating", "status"]
     lines += [_row(header), _row(["---"] * len(header))]

@@ -115,6 +115,41 @@ def test_each_worker_running_everything_is_refused(bench: Bench) -> None:
     assert not (bench.path / "results").exists()
 
 
+WITHOUT_GPU = """
+from pytest_llmbench.backends.openai import OpenAIBackend
+
+pytest_plugins = ["pytest_llmbench.suite"]
+
+
+class WithoutGpu(OpenAIBackend):
+    def start(self, request):
+        server = super().start(request)
+        server.flags = ("partial_gpu_offload",)
+        return server
+
+
+def pytest_llmbench_register_backends(registry):
+    registry.add("without_gpu", WithoutGpu())
+"""
+
+
+def test_a_server_that_computes_on_the_cpus_has_these_to_itself(bench: Bench) -> None:
+    """Else two of them, each with a GPU of its own, would share the cores that both compute on."""
+    bench.write("conftest.py", WITHOUT_GPU)
+    bench.config |= {"backend": "without_gpu", "devices": ["left", "right"]}
+    bench.fake.models = ("a", "b")
+    bench.fake.token_seconds = 0.004
+    bench.models["models"] = [{"name": name, "size": "1B", "served": {"Q4_K_M": name}} for name in "ab"]
+    bench.run_subprocess("suites/", "-n", "2").assert_outcomes(passed=2)
+    assert [cell["device"] for cell in bench.cells()] == ["cpu", "cpu"]
+    spans = []
+    for cell in bench.cells():
+        sent = [(r["t_send_ns"], r["t_end_ns"]) for r in bench.requests() if r["cell"] == cell["nodeid"]]
+        spans.append((min(begin for begin, _ in sent), max(end for _, end in sent)))
+    (_, first_end), (second_begin, _) = sorted(spans)
+    assert first_end <= second_begin
+
+
 LOGGING_STARTS = """
 import time
 from pathlib import Path

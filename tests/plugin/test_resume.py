@@ -66,7 +66,7 @@ def test_what_was_not_finished_is_done_and_all_is_reported(cut_short: Bench, wor
     result = run("suites/", "--llmbench-resume", "latest", *workers)
     assert result.ret == pytest.ExitCode.TESTS_FAILED  # of b, in the first part
     result.assert_outcomes(passed=3, failed=1)
-    result.stdout.fnmatch_lines([f"llmbench: resuming run {before.name}: 2 tests are finished, 2 to go"])
+    result.stdout.fnmatch_lines([f"llmbench: resuming run {before.name}: 2 finished, 2 to go"])
     assert cut_short.latest == before
     assert [path.name for path in before.parent.iterdir() if path.name != "latest"] == [before.name]
     assert statuses(cut_short) == {"a": "passed", "b": "failed", "c": "passed", "d": "passed"}
@@ -153,13 +153,16 @@ def test_a_changed_configuration_is_refused_with_the_difference(cut_short: Bench
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     text = result.stderr.str()
     assert "limits.max_memory_gb: None → 12" in text
-    assert "models.models[a].size: '1B' → '2B'" in text
+    assert "models[a].size: '1B' → '2B'" in text
     assert "--llmbench-resume-anyway" in text
     assert statuses(cut_short) == {"a": "passed", "b": "failed"}
     result = cut_short.run("suites/", "--llmbench-resume", "latest", "--llmbench-resume-anyway")
     result.assert_outcomes(passed=3, failed=1)
     (resumed,) = json.loads((cut_short.latest / "run.json").read_text())["resumed"]
     assert "limits.max_memory_gb: None → 12.0" in resumed["differences"]
+    noted = {cell["model"]: any("None → 12.0" in note for note in cell["notes"]) for cell in cut_short.cells()}
+    assert noted == {"a": False, "b": False, "c": True, "d": True}
+    assert "limits.max\\_memory\\_gb: None → 12.0" in (cut_short.latest / "summary.md").read_text()
 
 
 def test_what_has_no_effect_on_numbers_may_change(cut_short: Bench) -> None:

@@ -106,6 +106,7 @@ class TestReport:
         )
         with (folder.path / "cells.jsonl").open("a") as file:
             file.write('{"schema_version": 1, "run')
+        folder.close()
         return folder
 
     def test_writes_what_can_be_derived(self, run: RunFolder, capsys: Output) -> None:

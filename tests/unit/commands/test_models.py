@@ -128,10 +128,9 @@ class TestList:
 
     def test_without_a_source(self, models: Models) -> None:
         without = {**TINY, "repo": None}
-        models.configure({}, without, {**without, "name": "Mine", "source": {"Q8_0": {"path": "gone.gguf"}}})
-        assert models.states("list") == {
-            **dict.fromkeys(["Tiny Q4_K_M", "Tiny Q8_0", "Mine Q4_K_M", "Mine Q8_0"], "missing")
-        }
+        mine = {**without, "name": "Mine", "files": {"Q8_0": "mine.gguf"}, "source": {"Q8_0": {"path": "gone.gguf"}}}
+        models.configure({}, without, mine)
+        assert models.states("list") == dict.fromkeys(["Tiny Q4_K_M", "Tiny Q8_0", "Mine Q8_0"], "missing")
         assert "source.path gone.gguf is no file" in models("list")
 
     def test_the_shipped_models(self, here: Path, capsys: Output) -> None:

@@ -261,8 +261,8 @@ def test_one_missed_threshold_fails_and_all_are_shown() -> None:
         verdict.check()
     lines = str(caught.value).splitlines()
     assert lines[0] == "m-Q4_1: 1 of 2 thresholds not met"
-    assert lines[1].startswith("  ✓ max_ttft_seconds")
-    assert lines[2].startswith("  ✗ min_ttft_seconds")
+    assert lines[2].startswith("  ✓ max_ttft_seconds")
+    assert lines[1].startswith("  ✗ min_ttft_seconds")
     assert isinstance(caught.value, AssertionError)
 
 
