@@ -32,7 +32,7 @@ def statuses(bench: Bench) -> dict[str, str]:
     return {cell["model"]: cell["status"] for cell in bench.cells()}
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "a worker"])
+@pytest.mark.parametrize("workers", [(), pytest.param(("-n", "1"), marks=pytest.mark.slow)], ids=["alone", "a worker"])
 def test_too_slow_spares_larger_models(ladder: Bench, workers: tuple[str, ...]) -> None:
     run = ladder.run_subprocess if workers else ladder.run
     result = run("suites/", *workers)

@@ -52,7 +52,7 @@ def test_a_busy_machine_ends_the_run_where_that_is_wanted(bench: Bench) -> None:
     bench.run("suites/", "--llmbench-resume", "latest").assert_outcomes(passed=2)
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "a worker"])
+@pytest.mark.parametrize("workers", [(), pytest.param(("-n", "1"), marks=pytest.mark.slow)], ids=["alone", "a worker"])
 def test_a_run_waits_for_another_and_says_so(bench: Bench, workers: tuple[str, ...]) -> None:
     bench.write_configuration()
     output = bench.path / "pytest.log"
@@ -102,6 +102,7 @@ def test_two_devices_are_used_at_once_and_each_by_one(bench: Bench) -> None:
     assert all(device[a] != device[b] for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_auto_means_a_worker_per_device(bench: Bench) -> None:
     bench.config["devices"] = ["left", "right", "middle"]
     result = bench.run_subprocess("suites/", "-n", "auto", "-v")
@@ -170,7 +171,9 @@ def pytest_llmbench_register_backends(registry):
 """
 
 
-@pytest.mark.parametrize("overlap", ["none", "downloads", "starts"])
+@pytest.mark.parametrize(
+    "overlap", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("none", "downloads")), "starts"]
+)
 def test_what_may_begin_beside_a_measurement_is_configured(bench: Bench, overlap: str) -> None:
     bench.write("conftest.py", LOGGING_STARTS)
     bench.config |= {"backend": "started", "devices": "cpu"}

@@ -35,7 +35,9 @@ def wait_for(path: Path, seconds: float = 60) -> bool:
     return path.exists()
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "two workers"])
+@pytest.mark.parametrize(
+    "workers", [(), pytest.param(("-n", "2"), marks=pytest.mark.slow)], ids=["alone", "two workers"]
+)
 def test_a_closed_terminal_ends_the_run_in_order(bench: Bench, workers: tuple[str, ...]) -> None:
     bench.models["models"] = [{"name": n, "size": "1B", "served": {"Q4_K_M": "fake"}} for n in ("a", "b")]
     bench.write("suites/test_interactive.py", TWO_CELLS)

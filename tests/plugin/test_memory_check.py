@@ -108,6 +108,7 @@ def test_nothing_but_skips_is_no_success(on_file: Bench) -> None:
     assert on_file.run("suites/").ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
+@pytest.mark.slow
 def test_refused_on_a_worker_too(on_file: Bench) -> None:
     assert on_file.run_subprocess("suites/", "-n", "2").ret == pytest.ExitCode.OK
     assert {name: cell["status"] for name, cell in by_variant(on_file).items()} == {

@@ -172,6 +172,7 @@ def test_the_thread_method_ends_pytest_and_leaves_what_was_recorded(bench: Bench
     assert not (bench.path / "junit.xml").exists()  # there was nobody left to write it
 
 
+@pytest.mark.slow
 def test_under_xdist_the_thread_method_ends_a_worker_and_nothing_runs_again(bench: Bench, beside: Beside) -> None:
     beside("rerunfailures")
     bench.models["models"] = models("a", "b", "c")
@@ -219,7 +220,7 @@ def attempts(bench: Bench) -> dict[str, int]:
     return dict(Counter((bench.path / "attempts.txt").read_text().split()))
 
 
-@pytest.mark.parametrize("arguments", [(), ("-n", "2")], ids=["alone", "xdist"])
+@pytest.mark.parametrize("arguments", [(), pytest.param(("-n", "2"), marks=pytest.mark.slow)], ids=["alone", "xdist"])
 def test_a_failed_request_is_rerun_and_nothing_else_is(
     bench: Bench, beside: Beside, arguments: tuple[str, ...]
 ) -> None:

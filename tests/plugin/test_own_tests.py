@@ -133,7 +133,7 @@ def test_taken_names_are_refused(bench: Bench) -> None:
     assert "a backend named 'openai' exists already" in result.stderr.str()
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "n2"])
+@pytest.mark.parametrize("workers", [(), pytest.param(("-n", "2"), marks=pytest.mark.slow)], ids=["alone", "n2"])
 def test_own_parametrization_beside_the_cells(bench: Bench, workers: tuple[str, ...]) -> None:
     bench.write(
         "suites/test_interactive.py",

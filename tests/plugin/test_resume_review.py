@@ -80,7 +80,7 @@ def test_a_run_killed_while_it_joined_its_parts_has_each_request_once(cut_short:
     assert requests_per_cell(run) == [7, 7, 7, 7]
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "a worker"])
+@pytest.mark.parametrize("workers", [(), pytest.param(("-n", "1"), marks=pytest.mark.slow)], ids=["alone", "a worker"])
 def test_a_run_of_another_folder_is_gone_on_with_there(cut_short: Bench, workers: tuple[str, ...]) -> None:
     moved = cut_short.path / "backup" / cut_short.latest.name
     shutil.copytree(cut_short.latest, moved)
@@ -276,6 +276,7 @@ def pytest_runtest_logfinish(nodeid):
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_between_two_cells_costs_no_verdict(four: Bench) -> None:
     four.write("conftest.py", SWITCH + DIES_AFTER_ITS_REPORTS)
     assert four.run_subprocess("suites/", "-n", "1").ret == pytest.ExitCode.TESTS_FAILED
@@ -306,6 +307,7 @@ run_folder.LEAST_FREE_BYTES = 1 << 60
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_of_several_workers(four: Bench) -> None:
     four.write("conftest.py", SWITCH + FULL)
     assert four.run_subprocess("suites/", "-n", "2").ret == pytest.ExitCode.NO_TESTS_COLLECTED
@@ -338,7 +340,7 @@ def test_interactive(slow, llm):
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "a worker"])
+@pytest.mark.parametrize("workers", [(), pytest.param(("-n", "1"), marks=pytest.mark.slow)], ids=["alone", "a worker"])
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP])
 def test_a_second_signal_does_not_break_the_teardown(
     bench: Bench, second: signal.Signals, workers: tuple[str, ...]

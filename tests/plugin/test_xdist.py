@@ -32,6 +32,7 @@ def test_two_workers_leave_one_set_of_results(four_cells: Bench) -> None:
     assert float(properties(case)["decode_tokens_per_second"]) > 0
 
 
+@pytest.mark.slow
 def test_cells_of_one_device_never_measure_at_once(four_cells: Bench) -> None:
     four_cells.run_subprocess("suites/", "-n", "2")
     spans = [(r["cell"], r["t_send_ns"], r["t_end_ns"]) for r in four_cells.requests()]
@@ -101,6 +102,7 @@ def test_interactive(llm):
     four_cells.run_subprocess("suites/", "-n", "2").assert_outcomes(passed=4)
 
 
+@pytest.mark.slow
 def test_nothing_measured_exits_5_under_xdist(four_cells: Bench) -> None:
     four_cells.config["openai"]["base_url"] = "http://127.0.0.1:9"
     assert four_cells.run_subprocess("suites/", "-n", "2").ret == pytest.ExitCode.NO_TESTS_COLLECTED
