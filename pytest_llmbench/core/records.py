@@ -246,6 +246,25 @@ def _without_infinities(data: Any) -> Any:
     return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
+def cell_from_line(line: str, where: str) -> CellRecord:
+    """Check and read back a line of ``cells.jsonl``; a long run has thousands.
+
+    Raises:
+        RecordError: not such a record, or written by a later version of this package.
+    """
+    try:
+        record = CellRecord.model_validate_json(line)
+    except ValidationError:
+        record = None
+    if record is not None and record.schema_version <= SCHEMA_VERSION:
+        return record
+    try:  # once more, for the words
+        data = json.loads(line)
+    except ValueError as exc:
+        raise RecordError(f"{where}: not JSON; was the file edited?") from exc
+    return cell_from(data, where)
+
+
 def cell_from(data: Any, where: str) -> CellRecord:
     """Check and read back a cell record.
 

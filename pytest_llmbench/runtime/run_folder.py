@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from pytest_llmbench.core.records import SCHEMA_VERSION, CellRecord, Record, cell_from, to_line
+from pytest_llmbench.core.records import SCHEMA_VERSION, CellRecord, Record, cell_from_line, to_line
 from pytest_llmbench.core.resuming import is_finished
 from pytest_llmbench.errors import DiskFull, RecordError
 from pytest_llmbench.runtime.mending import SUPERSEDED, cut_torn_line
@@ -237,11 +237,7 @@ def read_cells(path: Path) -> Iterator[CellRecord]:
     for number, line in enumerate(lines):
         if number == torn:
             return  # what follows the last line break: nothing, or half a record
-        try:
-            data = json.loads(line)
-        except ValueError as exc:
-            raise RecordError(f"{file}:{number + 1}: not JSON; was the file edited?") from exc
-        yield cell_from(data, f"{file}:{number + 1}")
+        yield cell_from_line(line, f"{file}:{number + 1}")
 
 
 def find_run(output_dir: Path, run: str) -> Path:
