@@ -20,7 +20,7 @@ from pytest_llmbench.adapters.registry import BackendRegistry, ProfileRegistry
 from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.adapters.watching import Watches
 from pytest_llmbench.core.blocking import Blocking
-from pytest_llmbench.core.config import FOUNDING_SETTINGS, Config, Models, Section
+from pytest_llmbench.core.config import Config, Models, Section
 from pytest_llmbench.core.matrix import (
     build_matrix,
     check_backends,
@@ -28,6 +28,7 @@ from pytest_llmbench.core.matrix import (
     require_base_urls,
 )
 from pytest_llmbench.core.metrics import PROFILE_NAMES, SETTINGS_AMONG_THRESHOLDS
+from pytest_llmbench.core.settings import FOUNDING_SETTINGS, settings_in_mode
 from pytest_llmbench.core.thresholds import UnusableThreshold, check_limit, known_keys
 from pytest_llmbench.core.validation import Loaded, keys_not_used_yet, resolve_path, split_settings, validate
 from pytest_llmbench.core.yaml_source import YamlDocument, load_yaml, nearest
@@ -60,7 +61,7 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
     check_variants(config, backends.serving)
     _check_profiles(config, profiles)
     _check_thresholds(config, models, profiles)
-    settings = _settings(config, profiles)
+    settings = _settings(config, profiles, mode)
     matrix = build_matrix(config, models, mode, backends.serving)
     require_base_urls(config, matrix)
     for index, model in enumerate(models.value.models):
@@ -242,7 +243,7 @@ def _check_thresholds(config: Loaded[Config], models: Loaded[Models], profiles: 
                     raise document.error((*where, "thresholds", profile, key), str(exc)) from exc
 
 
-def _settings(config: Loaded[Config], profiles: ProfileRegistry) -> dict[str, Any]:
+def _settings(config: Loaded[Config], profiles: ProfileRegistry, mode: str) -> dict[str, Any]:
     """Each profile's settings, validated by its own model, or by the founding one where it does not exist yet."""
     written = split_settings(config)
     shapes: dict[str, type[Any]] = {**FOUNDING_SETTINGS, **{name: p.settings_model for name, p in profiles.items()}}
@@ -252,7 +253,7 @@ def _settings(config: Loaded[Config], profiles: ProfileRegistry) -> dict[str, An
     result = {}
     for name, profile in profiles.items():
         try:
-            result[name] = profile.settings_model(**written.get(name, {}))
+            result[name] = profile.settings_model(**settings_in_mode(name, written.get(name, {}), mode))
         except ValueError as exc:  # a user's model; ours was checked above
             raise config.document.error(("settings", name), str(exc).replace("\n", "; ")) from exc
     return result

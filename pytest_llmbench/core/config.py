@@ -187,7 +187,7 @@ class MeasurementConfig(Section):
     max_samples: Annotated[int, Field(ge=6, le=1000)] = 20
     target_half_width_percent: Annotated[float, Field(gt=0, le=100)] = 5.0
     max_seconds: Annotated[float, Field(gt=0)] = 1800.0
-    loads: Annotated[int, Field(ge=1), NOT_USED_YET] = 1
+    loads: Annotated[int, Field(ge=1, le=100)] = 1
     inconclusive: Literal["pass", "fail"] = "pass"
     calibrate: bool = True
     overlap: Literal["none", "downloads", "starts"] = "none"
@@ -209,39 +209,6 @@ class OutputConfig(Section):
 class LoggingConfig(Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     file: str | None = None
-
-
-class InteractiveSettings(Section):
-    output_tokens: Annotated[int, Field(ge=2)] = 500
-
-
-class LongContextSettings(Section):
-    test_sizes: Annotated[list[ContextSize], Field(min_length=1)] = [4096, 8192, 16384, 32768]
-    output_tokens: Annotated[int, Field(ge=2)] = 64
-
-
-class BatchSettings(Section):
-    num_documents: Annotated[int, Field(ge=1)] = 30
-    output_tokens: Annotated[int, Field(ge=2)] = 150
-
-
-class QualitySettings(Section):
-    questions: Literal["quick", "full"] = "full"
-
-
-class StressSettings(Section):
-    duration: Annotated[float, Field(gt=0)] = 30
-    sample_interval: Annotated[float, Field(gt=0)] = 30
-
-
-# Shapes of the founding profiles' settings. A profile that a user registers brings its own.
-FOUNDING_SETTINGS: dict[str, type[Section]] = {
-    "interactive": InteractiveSettings,
-    "long_context": LongContextSettings,
-    "batch": BatchSettings,
-    "quality": QualitySettings,
-    "stress": StressSettings,
-}
 
 
 class Variant(Section):

@@ -27,6 +27,14 @@ FLAGS: dict[str, str] = {
     "client_late": "this client was late itself, by more than the tolerance, in a fifth of the samples or more",
     "stood_still": "the machine, the server or this client stood still meanwhile; those requests are not samples",
     "swapped": "part of the server's memory was swapped out while it was measured",
+    "throttled": "the hardware lowered its frequency because of heat or power while this was measured",
+    "power_saving": "the machine saves power: a governor, battery or turbo setting slows it down",
+    "busy_machine": "others used this machine's cores while this was measured",
+    "outliers": "some samples lie far off the others; they were kept, and others were taken beside them",
+    "leaking": "the server's memory grew with every request",
+    "degrading": "the server became slower while it worked",
+    "loads_differ": "the numbers differ more from one load of the model to the next than within one",
+    "aborted": "the run was ended before its time, to keep the machine safe; the numbers are of the time until then",
     "model_reloaded": "the server loaded the model again between requests; those requests are not samples",
     "prompt_truncated": "the server did not read the whole prompt, so every number is of another prompt",
     "another_model_answered": "a model other than the cell's answered",
@@ -143,6 +151,8 @@ class CellRecord(Record):
         settings: what the configuration asks of the server, so that cells of other models can be compared with this
             one; ``server`` says what ran.
         expected_failure: why the suite expects this cell to fail (``pytest.mark.xfail``), if it did.
+        details: rows of which the metrics are the summary, by table: sizes of a context, documents, questions, …
+        phases_seconds: where the time of the cell went, by phase; their sum is at most ``duration_seconds``.
         device: what it was measured on: ``cpu``, or a GPU as it is named in ``CUDA_VISIBLE_DEVICES``; None where it was
             not.
     """
@@ -168,6 +178,8 @@ class CellRecord(Record):
     flags: list[str] = []
     notes: list[str] = []
     sampling: dict[str, Primitive] = {}
+    details: dict[str, list[dict[str, Primitive]]] = {}
+    phases_seconds: dict[str, Finite] = {}
     answered_requests: int = 0
     server: ServerInfo
     model_file: ModelFile | None = None
@@ -220,6 +232,22 @@ class RequestRecord(Record):
     output: str = ""
     reasoning: str = ""
     tool_calls: list[dict[str, str]] = []
+
+
+class TelemetryRecord(Record):
+    """One line of ``telemetry.jsonl``: what the sensors of a machine said at one moment.
+
+    Attributes:
+        cell: the node id of the cell that was being measured.
+        t_ns: of the same monotonic clock as the requests' times.
+        values: by name, units in the name; those that are counted since the machine or server began end in ``_total``.
+            What a machine has no sensor for is absent.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    cell: str | None
+    t_ns: int
+    values: dict[str, Finite]
 
 
 def to_line(record: Record) -> str:

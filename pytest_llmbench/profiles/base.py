@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,6 +15,7 @@ from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.records import MetricValue, RequestRecord
 from pytest_llmbench.core.statistics import Interval, StoppingRule, median, median_interval
 from pytest_llmbench.errors import LlmbenchError, MeasurementInvalid, Primitive, RequestError
+from pytest_llmbench.telemetry.base import NoTelemetry, Telemetry
 
 STOOD_STILL = "stood_still"
 
@@ -35,20 +36,29 @@ class Measurement:
     """What a profile found out.
 
     Attributes:
+        samples: of the metrics that are medians, in the order they were taken.
         flags: doubts, codes of ``records.FLAGS``.
         notes: remarks without doubt.
         sampling: the stopping rule at work: how many samples, why it stopped.
+        details: rows of which the metrics are the summary, by table.
     """
 
     metrics: dict[str, MetricValue] = field(default_factory=dict)
+    samples: dict[str, list[float]] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sampling: dict[str, Primitive] = field(default_factory=dict)
+    details: dict[str, list[dict[str, Primitive]]] = field(default_factory=dict)
 
     def add_median(self, name: str, samples: Sequence[float]) -> None:
         """Add a metric as the median of its samples with an order-statistic interval; nothing for no samples."""
         if samples:
+            self.samples[name] = list(samples)
             self.add(name, median(samples), median_interval(samples), len(samples))
+
+    def add_exact(self, name: str, value: float, n: int = 1) -> None:
+        """Add a count or an extreme of what happened: it has no interval but itself. Raises KeyError as ``add``."""
+        self.add(name, value, Interval(value, value), n)
 
     def add(self, name: str, value: float, interval: Interval | None, n: int) -> None:
         """Add a metric of the registry. Raises KeyError for a name that is not in it."""
@@ -109,10 +119,14 @@ class ProfileContext:
     """What a profile may use: a server to ask, a rule for when it is enough, its settings and data.
 
     Attributes:
+        rule: also holds the limits in force, by metric.
         nodeid: labels the request records.
         next_index: the number of the next request of this cell.
         context_size: tokens that the server's context holds, None where it does not tell.
         data_dirs: where data files are looked for, the first that has one wins.
+        rootdir: what paths in the settings are relative to.
+        telemetry: what the sensors say, now and at the times of requests.
+        refused_sizes: contexts that were asked for and that this server can not have: size in tokens → why.
         disturbance: what stood still (the machine, this process, the server) between two times of
             ``time.perf_counter_ns``.
         disturbances: collects what did, in sentences.
@@ -127,6 +141,9 @@ class ProfileContext:
     on_failure: FailedRequest
     next_index: int = 0
     context_size: int | None = None
+    rootdir: Path = Path()
+    telemetry: Telemetry = field(default_factory=NoTelemetry)
+    refused_sizes: Mapping[int, str] = field(default_factory=dict)
     disturbance: Callable[[int, int], Disturbance | None] = _nothing
     disturbances: list[str] = field(default_factory=list)
 
@@ -192,7 +209,8 @@ class Profile(Protocol):
         settings_model: a pydantic model of what ``settings.<name>`` may hold.
 
     A profile may also have ``needed_context(settings) -> int | None``: the tokens a server's context must hold for it,
-    prompt and answer together.
+    prompt and answer together; or ``context_sizes(settings) -> Sequence[int]``, ascending: those it would like to have,
+    of which the server is given the largest that the model and the memory allow.
     """
 
     name: str

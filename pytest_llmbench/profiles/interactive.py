@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from pytest_llmbench.client.generation import Generation
 from pytest_llmbench.client.timings import ServerTimes, was_reloaded
-from pytest_llmbench.core.config import InteractiveSettings
 from pytest_llmbench.core.records import RequestRecord
+from pytest_llmbench.core.settings import InteractiveSettings
 from pytest_llmbench.core.statistics import Interval, StoppingRule, has_trend, median, variation_percent, window_rates
 from pytest_llmbench.errors import MeasurementInvalid
 from pytest_llmbench.profiles.base import STOOD_STILL, Measurement, ProfileContext, PromptTokens, nonce

@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmbench.core.config import FOUNDING_SETTINGS, Config, Models, Section, check_base_url, check_inside
+from pytest_llmbench.core.config import Config, Models, Section, check_base_url, check_inside
+from pytest_llmbench.core.settings import FOUNDING_SETTINGS
 from pytest_llmbench.core.validation import Loaded, keys_not_used_yet, resolve_path, split_settings, validate
 from pytest_llmbench.core.yaml_source import YamlDocument, parse_yaml
 from pytest_llmbench.errors import ConfigError
@@ -567,7 +568,6 @@ def test_keys_without_effect_yet_are_named_where_they_are_written() -> None:
         "variants: [{id: a}, {id: b, parallel: 2, threads: 2}]\nthresholds: {batch: {max_variance: 5}}\n"
     )
     assert list(keys_not_used_yet(config)) == [
-        "measurement.loads",
         "variants[1].parallel",
     ]
     models = _models("models: [{name: m, size: 1B, repo: a/b, files: {Q4_0: x}, source: {Q4_0: {url: 'http://h/x'}}}]")
