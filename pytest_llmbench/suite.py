@@ -58,6 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
     pids = config.stash[WORKER_PIDS_KEY] = set()
     config.add_cleanup(setup.configure_logging(suite))
     config.add_cleanup(suite.watches.end)
+    config.add_cleanup(suite.sensing.end)
     config.add_cleanup(suite.let_go)
     config.add_cleanup(signals.end_in_order_on_signals(lambda: tuple(pids)))
 

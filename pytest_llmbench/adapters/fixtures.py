@@ -12,17 +12,20 @@ import pytest
 
 from pytest_llmbench.adapters.cell_run import CellRun
 from pytest_llmbench.adapters.collection import cell_of
+from pytest_llmbench.adapters.context_sizes import ContextChoice, choose_context, smaller_context
 from pytest_llmbench.adapters.llm import LLM
 from pytest_llmbench.adapters.memory import check_before_download, check_before_load, observe, watch
 from pytest_llmbench.adapters.progress import shown_progress
 from pytest_llmbench.adapters.state import SUITE_KEY, Suite
-from pytest_llmbench.adapters.workers import say
+from pytest_llmbench.adapters.workers import say, tell_sensors
 from pytest_llmbench.backends.base import RunningServer, StartRequest
 from pytest_llmbench.calibration import quick_calibration
 from pytest_llmbench.core.cell import Cell, ServerSpec
 from pytest_llmbench.core.records import Reason
-from pytest_llmbench.errors import CellError, DoesNotFit, ModelNotDownloaded
+from pytest_llmbench.errors import CellError, DoesNotFit, ModelNotDownloaded, ServerError
 from pytest_llmbench.runtime.devices import CPUS
+from pytest_llmbench.runtime.modelstore.store import Progress
+from pytest_llmbench.telemetry.process_tree import bytes_read_by
 
 logger = logging.getLogger(__name__)
 RUN_KEY = pytest.StashKey[CellRun]()
@@ -53,15 +56,15 @@ def server(request: pytest.FixtureRequest, cell: Cell) -> Iterator[RunningServer
 
 
 @pytest.fixture
-def llm(request: pytest.FixtureRequest, server: RunningServer) -> LLM:
+def llm(request: pytest.FixtureRequest, server: RunningServer) -> LLM:  # noqa: ARG001 -- it has to run
     """The model of the cell, ready to be asked and measured."""
-    return LLM(request.config.stash[SUITE_KEY], request.node.stash[RUN_KEY], server)
+    return LLM(request.config.stash[SUITE_KEY], request.node.stash[RUN_KEY])
 
 
 def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> RunningServer:
     spec, combination = suite.spec(cell), suite.matrix.of(cell)
-    backend = suite.backends[spec.kind]
     suite.watches.begin(lambda text: say(config, suite, text))
+    suite.sensing.begin(suite.file_sample, lambda sensors: tell_sensors(config, suite, sensors))
     suite.folder.require_space()
     if not suite.pool.holds(spec):
         suite.let_go()  # what it takes is not free until it is gone
@@ -69,36 +72,74 @@ def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> R
     _import_what_judging_needs()
     if waits_for == "all":
         _take_device(suite, spec, run, config)
-        _calibrate_once(suite)
+        with run.phase("calibrate"):
+            _calibrate_once(suite)
+    choice = choose_context(suite, cell)
     with shown_progress(config) as progress:
         model_path: Path | None = None
         if spec.model_file is not None:
-            check_before_download(suite, cell, run)
-            model_path, run.model_file = suite.store.fetch(combination.model, cell.quantization, progress)
+            check_before_download(suite, run, choice.spec)
+            with run.phase("fetch"):
+                model_path, run.model_file = suite.store.fetch(combination.model, cell.quantization, progress)
+            choice = choose_context(suite, cell)  # the header is there now
         if waits_for == "start":
             _take_device(suite, spec, run, config)
         if spec.model_file is not None:
             try:
-                check_before_load(suite, cell, run)
+                check_before_load(suite, run, choice.spec)
             except DoesNotFit:
                 if waits_for != "measuring":
                     raise
                 _take_device(suite, spec, run, config)  # what another worker measures on is gone then
-                check_before_load(suite, cell, run)
+                choice = choose_context(suite, cell)
+                check_before_load(suite, run, choice.spec)
+        suite.watches.begin_cell(run)
+        suite.sensing.begin_cell(run.nodeid)
+        running = _start(suite, run, choice, model_path, progress)
+    _take_device(suite, run.spec or spec, run, config)
+    _alone_where_it_computes(suite, running, run, config)
+    watch(suite, run, running)
+    return running
+
+
+def _start(
+    suite: Suite, run: CellRun, choice: ContextChoice, model_path: Path | None, progress: Progress
+) -> RunningServer:
+    """The running server of a cell, started if need be; with a smaller context where it turns out to have no larger."""
+    combination = suite.matrix.of(run.cell)
+
+    def lease(choice: ContextChoice) -> RunningServer:
+        spec = choice.spec
         request = StartRequest(
             spec,
             model_path,
             suite.folder.logs / spec.label,
-            quantization=cell.quantization,
+            quantization=combination.quantization,
             rootdir=suite.rootdir,
             may_download=suite.store.may_download,
             progress=progress.step,
         )
-        suite.watches.begin_cell(run)
-        running = suite.pool.lease(spec, lambda: backend.start(request))
-    _take_device(suite, spec, run, config)
-    _alone_where_it_computes(suite, running, run, config)
-    watch(run, running)
+        run.spec, run.refused_sizes = spec, choice.refused
+        runs_already = suite.pool.holds(spec)
+        with run.phase("load"):
+            running = suite.pool.lease(spec, lambda: suite.backends[spec.kind].start(request))
+        if not runs_already and running.info.pid is not None:
+            run.load_read_bytes = bytes_read_by(running.info.pid)
+        return running
+
+    def reload() -> RunningServer:
+        suite.pool.release()
+        return lease(choice)
+
+    try:
+        running = lease(choice)
+    except ServerError as exc:
+        smaller = smaller_context(suite, run.cell, choice, exc)
+        if smaller is None:
+            raise
+        choice = smaller
+        running = lease(choice)
+    run.reload = reload if running.info.load_seconds is not None or choice.spec.kind == "ollama" else None
     return running
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llmbench.adapters.cell_run import CellRun
+from pytest_llmbench.adapters.measuring import Measuring
 from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.backends.base import RunningServer
 from pytest_llmbench.client.generation import Generation
@@ -18,15 +19,10 @@ from pytest_llmbench.core.ratings import interpret, rate
 from pytest_llmbench.core.records import RequestRecord
 from pytest_llmbench.core.thresholds import Limit, Verdict, judge, known_keys
 from pytest_llmbench.core.yaml_source import nearest
-from pytest_llmbench.errors import LlmbenchError, MeasurementInvalid, RequestError
-from pytest_llmbench.profiles.base import ProfileContext
+from pytest_llmbench.errors import LlmbenchError, RequestError
 
 # A connection is refused or broken some moments before the process behind it is gone.
 _DYING_SECONDS = 0.5
-OVERLAP_NOTES = {
-    "downloads": "other workers may have fetched models meanwhile (measurement.overlap)",
-    "starts": "other workers may have fetched models and started servers meanwhile (measurement.overlap)",
-}
 _OF_THE_DYING = {"connection_refused", "connection_lost", "stream_truncated", "unreachable"}
 
 
@@ -78,11 +74,10 @@ class Reply:
 class LLM:
     """A model on a running server, as one cell of the matrix."""
 
-    def __init__(self, suite: Suite, run: CellRun, server: RunningServer) -> None:
+    def __init__(self, suite: Suite, run: CellRun) -> None:
         self.cell = run.cell
         self._suite = suite
         self._run = run
-        self._server = server
         self._limits: tuple[Limit, ...] = suite.limits(run.cell)
 
     def __repr__(self) -> str:
@@ -118,7 +113,7 @@ class LLM:
         for limit in self._limits:
             if limit.key == key:
                 return limit.value
-        keys = known_keys(self.cell.profile, self._suite.profiles[self.cell.profile].emits)
+        keys = known_keys(self.cell.profile, self._suite.profiles.emitted(self.cell.profile))
         if key not in keys:
             allowed = ", ".join(sorted(keys))
             raise KeyError(
@@ -126,55 +121,29 @@ class LLM:
             )
         return math.inf if keys[key].side == "max" else -math.inf
 
+    @property
+    def _server(self) -> RunningServer:
+        """The server now: a cell that is measured over several loads has several."""
+        assert self._run.server is not None  # noqa: S101 -- the fixture has provided it
+        return self._run.server
+
     def measure(self) -> Verdict:
         """Run the cell's profile and judge what it measured.
 
         Raises:
             CellError: it could not be measured, or the measurement can not be trusted.
         """
-        suite, run, profile = self._suite, self._run, self._suite.profiles[self.cell.profile]
+        suite, run = self._suite, self._run
         run.measuring = True
-        identity = self._server.identity()
-        measurement = profile.run(
-            ProfileContext(
-                endpoint=self._server.endpoint,
-                settings=suite.settings[profile.name],
-                rule=suite.stopping_rule(self._limits),
-                nodeid=run.nodeid,
-                data_dirs=suite.data_dirs,
-                sink=self._file,
-                next_index=run.sent_requests,
-                on_failure=self._explain_failure,
-                context_size=self._server.info.context_size,
-                disturbance=suite.watches.disturbance,
-                disturbances=run.disturbances,
-            )
-        )
-        self._refuse_a_restart(identity)
-        measurement.notes.extend(self._server.notes)
-        if suite.controller is not None and suite.config.measurement.overlap != "none":
-            measurement.notes.append(OVERLAP_NOTES[suite.config.measurement.overlap])
-        for flag in self._server.flags:
-            measurement.flag(flag)
+        measurement = Measuring(suite, run, self._limits, self._file, self._explain_failure).measure()
         results = tuple(judge(self._limits, measurement.metrics))
         subject = f"{self.cell.id} {self.cell.profile}"
         run.measurement = measurement
         run.verdict = Verdict(subject, results, suite.config.measurement.inconclusive == "fail")
         run.rating = rate(results)
-        run.interpretation = interpret(measurement.metrics)
+        run.interpretation = interpret(measurement.metrics, self.cell.profile)
         run.measuring = False
         return run.verdict
-
-    def _refuse_a_restart(self, identity: str | None) -> None:
-        """A supervisor may have put another server in the place of one that died: what was measured is of both."""
-        now = self._server.identity()
-        if identity is not None and now != identity:
-            raise MeasurementInvalid(
-                "server_restarted",
-                f"the server was restarted while it was measured ({identity} → {now}); look for the crash in its log "
-                "or its supervisor's, then run the cell again",
-                {"before": identity, "after": now},
-            )
 
     def _ask(self, generation: Generation) -> Reply:
         record = send(self._server.endpoint, generation, cell=self._run.nodeid, index=self._run.sent_requests)
@@ -188,7 +157,8 @@ class LLM:
     def _file(self, record: RequestRecord) -> None:
         self._run.sent_requests += 1
         self._run.answered_requests += record.ok
-        self._suite.file_request(record)
+        self._run.answered_tokens += record.output_tokens or 0
+        self._suite.file_line("requests", record)
 
     def _explain_failure(self, error: RequestError) -> LlmbenchError:
         """A failed request, or the death of the server that explains it."""

@@ -135,7 +135,7 @@ class _Planner:
             if cell is None:
                 running, others = None, others + 1
                 continue
-            spec = self._suite.spec(cell)
+            spec = self._spec(item, cell)
             planned = self._cell(item, cell, spec)
             running = running if running == spec else None
             if planned.expected == "run" and _needs_server(item):
@@ -143,6 +143,13 @@ class _Planner:
                 running = spec
             cells.append(planned)
         return Plan(tuple(cells), self._room(tuple(cells)), others)
+
+    def _spec(self, item: pytest.Item, cell: Cell) -> ServerSpec:
+        """The server it would get: with the largest context that can be had, for a profile that would like several."""
+        specs = [self._suite.spec(cell, size) for size in reversed(self._suite.context_sizes(cell.profile))]
+        if not specs or specs[0].model_file is None or not _needs_server(item):
+            return self._suite.spec(cell)
+        return next((spec for spec in specs if self._predicted(spec, cell)[1] is None), specs[-1])
 
     def _cell(self, item: pytest.Item, cell: Cell, spec: ServerSpec) -> PlannedCell:
         planned = PlannedCell(

@@ -21,6 +21,8 @@ from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.errors import LlmbenchError, RecordError
 from pytest_llmbench.reports import write_reports
+from pytest_llmbench.reports.conclusions import conclusions
+from pytest_llmbench.reports.plain import plain
 from pytest_llmbench.reports.remarks import remarks
 from pytest_llmbench.runtime import host
 from pytest_llmbench.runtime.mending import set_aside_cells
@@ -270,6 +272,7 @@ class Recorder:
                 "finished_at": utc_now(),
                 "exit_status": int(session.exitstatus),
                 "servers": sorted(servers),
+                "sensors": suite.sensors or self._description.get("sensors", {}),
                 "calibration": suite.folder.take_calibration() or self._description.get("calibration"),
             }
             suite.folder.describe({**self._description, **ending})
@@ -297,6 +300,8 @@ class Recorder:
             for line in render(list(self._records.values()), width=writer.fullwidth, colour=writer.hasmarkup):
                 terminalreporter.line(line)
         path = suite.folder.path
+        for line in conclusions(path, list(self._records.values())):
+            terminalreporter.line(plain(line))
         shown = path.relative_to(suite.rootdir) if path.is_relative_to(suite.rootdir) else path
         names = (entry.name for entry in path.iterdir()) if path.is_dir() else ()
         files = sorted(name for name in names if not name.startswith("."))

@@ -9,7 +9,8 @@ from pytest_llmbench.backends.embedded import EmbeddedBackend
 from pytest_llmbench.backends.llama_cpp import LlamaCppBackend
 from pytest_llmbench.backends.ollama import OllamaBackend
 from pytest_llmbench.backends.openai import OpenAIBackend
-from pytest_llmbench.core.metrics import METRICS
+from pytest_llmbench.core.metrics import COMMON_METRICS, METRICS
+from pytest_llmbench.core.scores import EFFICIENCY, EFFICIENCY_NEEDS
 from pytest_llmbench.core.yaml_source import nearest
 from pytest_llmbench.errors import ConfigError
 from pytest_llmbench.profiles.base import Profile
@@ -66,6 +67,12 @@ class ProfileRegistry(Mapping[str, Profile]):
                     f"allowed: {', '.join(sorted(METRICS))}"
                 )
         self._profiles[profile.name] = profile
+
+    def emitted(self, name: str) -> tuple[str, ...]:
+        """What cells of a profile may yield: its own metrics, what follows from them, and those of every cell."""
+        own = self._profiles[name].emits
+        derived = (EFFICIENCY,) if EFFICIENCY_NEEDS in own else ()
+        return tuple(dict.fromkeys((*own, *derived, *COMMON_METRICS)))
 
     def __getitem__(self, name: str) -> Profile:
         return self._profiles[name]

@@ -14,7 +14,7 @@ from pytest_llmbench.adapters.fixtures import RUN_KEY
 from pytest_llmbench.adapters.memory import is_here, note_tested, observe
 from pytest_llmbench.adapters.neighbours import attempt_note, timed_out
 from pytest_llmbench.adapters.state import Suite
-from pytest_llmbench.core.cell import Cell
+from pytest_llmbench.core.cell import Cell, ServerSpec
 from pytest_llmbench.core.records import CellRecord, Reason, ServerInfo, Status, to_line
 from pytest_llmbench.errors import CellError, DiskFull, LlmbenchError, RecordError, ThresholdFailure
 from pytest_llmbench.profiles.base import STOOD_STILL
@@ -84,6 +84,7 @@ def _record(
 ) -> CellRecord:
     observe(run)
     suite.watches.end_cell(run)
+    suite.end_samples()
     expired = timed_out(item) if report.failed else None
     status, reason = ("error", expired) if expired is not None else _status(run, report, error)
     status, reason = ("error", run.stopped) if status == "error" and run.stopped is not None else (status, reason)
@@ -91,7 +92,7 @@ def _record(
     for code, is_so in (("swapped", run.has_swapped), (STOOD_STILL, run.disturbances)):
         if is_so and measurement is not None:
             measurement.flag(code)
-    record = blank_record(suite, run.cell, item.nodeid, status, reason)
+    record = blank_record(suite, run.cell, item.nodeid, status, reason, spec=run.spec)
     return record.model_copy(
         update={
             "metrics": measurement.metrics if measurement else {},
@@ -105,6 +106,8 @@ def _record(
                 *([again] if again is not None else []),
             ],
             "sampling": measurement.sampling if measurement else {},
+            "details": measurement.details if measurement else {},
+            "phases_seconds": run.phases_seconds,
             "answered_requests": run.answered_requests,
             "server": run.server.info if run.server else record.server,
             "device": run.device,
@@ -137,9 +140,15 @@ def _status(run: CellRun, report: pytest.TestReport, error: BaseException | None
     return "failed", Reason(code="test_failed", message=message)
 
 
-def blank_record(suite: Suite, cell: Cell, nodeid: str, status: Status, reason: Reason | None) -> CellRecord:
-    """What is known of a cell without having run it."""
-    spec = suite.spec(cell)
+def blank_record(
+    suite: Suite, cell: Cell, nodeid: str, status: Status, reason: Reason | None, *, spec: ServerSpec | None = None
+) -> CellRecord:
+    """What is known of a cell without having run it.
+
+    Args:
+        spec: the server it was given, where that is known.
+    """
+    spec = spec or suite.spec(cell)
     return CellRecord(
         run_id=suite.folder.run_id,
         nodeid=nodeid,

@@ -8,6 +8,10 @@ elsewhere, and after ``-x`` every test costs minutes.
 With groups of equal cost nobody gets his (k+2)th group before everybody has his (k+1)th, so G groups take N workers
 ``ceil(G / N)`` times as long as one. With unequal ones a group of one test may have to wait behind another while some
 worker is idle: the protocol can not take it back.
+
+Groups that come last (stress) begin when everything else has ended, wherever it runs: what they do follows from all
+other results, and would disturb them. One worker gets them all. It learns of the first of them early, so that it can
+run what it has before; and waits there, because it does not learn of the second.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     import pytest
 
 FREE = -1
+LAST = -2
 _ENOUGH = 2
 
 
@@ -65,8 +70,8 @@ class GroupScheduling:
     Args:
         config: pytest's; kept for pytest-rerunfailures, which looks for it in every scheduler.
         worker_count: how many workers the run begins with.
-        groups: for each test the number of its group, :data:`FREE` for one that may go anywhere; None where that is
-            not known, then tests with the same parameters are a group.
+        groups: for each test the number of its group, :data:`FREE` for one that may go anywhere, :data:`LAST` or less
+            in groups that come last; None where that is not known, then tests with the same parameters are a group.
         finished: tests that are not to be run again.
         refuse: told a worker's id and why its tests can not be run.
     """
@@ -88,6 +93,9 @@ class GroupScheduling:
         self._collected: dict[Worker, list[str]] = {}  # until the first distribution
         self._collection: list[str] | None = None
         self._queue: deque[deque[int]] = deque()
+        self._last_queue: deque[deque[int]] = deque()
+        self._last: frozenset[int] = frozenset()
+        self._runs_last: Worker | None = None
         self._given_up = False
 
     @property
@@ -108,7 +116,7 @@ class GroupScheduling:
     @property
     def has_pending(self) -> bool:
         """Whether a test waits or runs."""
-        return bool(self._queue) or any(work.sent or work.rest for work in self._work.values())
+        return bool(self._queue or self._last_queue) or any(work.sent or work.rest for work in self._work.values())
 
     def add_node(self, node: Worker) -> None:
         """A worker has started, and collects now."""
@@ -134,6 +142,8 @@ class GroupScheduling:
         """A worker has run a test."""
         self._work[node].sent.remove(item_index)
         self._feed(node)
+        if self._runs_last is not None and self._runs_last is not node:
+            self._feed(self._runs_last)  # it may have waited for this
 
     def mark_test_pending(self, item: str) -> None:
         """Refused, as by other schedulers of xdist: a test that ended its worker is not run again."""
@@ -154,8 +164,10 @@ class GroupScheduling:
         """
         work = self._work.pop(node)
         self._collected.pop(node, None)
+        if node is self._runs_last:
+            self._runs_last = None
         if left := [*work.sent[1:], *work.rest]:  # of one group: another is not begun before this one's rest is sent
-            self._queue.appendleft(deque(left))
+            (self._last_queue if left[0] in self._last else self._queue).appendleft(deque(left))
         return self._collection[work.sent[0]] if work.sent and self._collection is not None else None
 
     def _begin(self) -> None:
@@ -168,10 +180,11 @@ class GroupScheduling:
             return
         self._collection = collection
         keys = _keys(collection, self._groups())
+        self._last = frozenset(index for index, key in enumerate(keys) if isinstance(key, int) and key <= LAST)
         for _, indices in groupby(range(len(collection)), key=keys.__getitem__):
             group = deque(index for index in indices if collection[index] not in self._finished)
             if group:
-                self._queue.append(group)
+                (self._last_queue if group[0] in self._last else self._queue).append(group)
         for node, work in self._work.items():
             work.ready = node in self._collected
             if work.ready and not node.shutting_down and self._queue:
@@ -179,19 +192,36 @@ class GroupScheduling:
         self._collected.clear()
 
     def _feed(self, node: Worker) -> None:
-        """See to it that a worker has enough to do, or knows that nothing comes."""
+        """See to it that a worker has enough to do, or knows that nothing comes; or that it waits."""
         if node.shutting_down:
             return
         work = self._work[node]
         news: list[int] = []
-        while len(work.sent) + len(news) < _ENOUGH and (work.rest or self._queue):
-            work.rest = work.rest or self._queue.popleft()
+        while len(known := [*work.sent, *news]) < _ENOUGH and not self._must_wait(known):
+            if not work.rest and not self._take_group(node, work):
+                break
             news.append(work.rest.popleft())
         if news:
             work.sent += news
             node.send_runtest_some(news)
-        if len(work.sent) < _ENOUGH:
+        if len(work.sent) < _ENOUGH and not self._must_wait(work.sent):
             node.shutdown()
+
+    def _take_group(self, node: Worker, work: _Work) -> bool:
+        """Give a worker its next group; False: there is none for it."""
+        if self._queue:
+            work.rest = self._queue.popleft()
+        elif self._last_queue and self._runs_last in (None, node):
+            self._runs_last = node
+            work.rest = self._last_queue.popleft()
+        return bool(work.rest)
+
+    def _must_wait(self, known: Sequence[int]) -> bool:
+        """Whether more, or a word that nothing comes, would begin a test too soon: the latest one that comes last."""
+        if not known or known[-1] not in self._last:
+            return False
+        others = (index for work in self._work.values() for index in (*work.sent, *work.rest))
+        return bool(self._queue) or any(index not in self._last for index in others)
 
     def _give_up(self, node: Worker, expected: Sequence[str], found: Sequence[str], expected_by: str) -> None:
         """Workers that would run different suites: nothing more is run."""
@@ -201,6 +231,7 @@ class GroupScheduling:
         self._refuse(node.gateway.id, why or "different tests were collected")
         self._given_up = True
         self._queue.clear()
+        self._last_queue.clear()
         for work in self._work.values():
             work.rest.clear()
 

@@ -17,6 +17,7 @@ from pytest_llmbench.adapters.channel import CHANNEL, Controller
 from pytest_llmbench.adapters.device import HeldDevice
 from pytest_llmbench.adapters.options import chosen, switched
 from pytest_llmbench.adapters.registry import BackendRegistry, ProfileRegistry
+from pytest_llmbench.adapters.sensing import Sensing
 from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.adapters.watching import Watches
 from pytest_llmbench.core.blocking import Blocking
@@ -96,6 +97,7 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
         folder=folder,
         pool=ServerPool(),
         watches=Watches(config.value.limits),
+        sensing=Sensing(enabled=config.value.measurement.telemetry),
         device=HeldDevice(_device_pool(pytest_config, config.value, folder.run_id, one_each=worker is not None)),
         log_file=(
             resolve_path(config.value.logging.file, rootdir, config.document, ("logging", "file"))
@@ -105,7 +107,7 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
         sources=(config.document.name, models.document.name),
         announcements=announcements,
         controller=controller,
-        sends_requests=bool(worker is not None and worker["llmbench_is_remote"]),
+        sends_lines=bool(worker is not None and worker["llmbench_is_remote"]),
     )
     if path is not None:
         _take_up(suite, path, anyway=switched(pytest_config, "resume-anyway"))
@@ -233,7 +235,7 @@ def _check_thresholds(config: Loaded[Config], models: Loaded[Models], profiles: 
             if profile not in names:
                 location = (*where, "thresholds", profile)
                 raise document.error(location, f"{profile!r} is no profile{nearest(profile, names)}")
-            keys = known_keys(profile, profiles[profile].emits if profile in profiles else ())
+            keys = known_keys(profile, profiles.emitted(profile) if profile in profiles else ())
             for key, value in limits.items():
                 if key in SETTINGS_AMONG_THRESHOLDS.get(profile, ()):
                     continue

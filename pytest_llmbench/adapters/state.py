@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pytest_llmbench.adapters.blocking import Decisions, NoDecisions
 from pytest_llmbench.adapters.channel import Controller
 from pytest_llmbench.adapters.device import HeldDevice
 from pytest_llmbench.adapters.registry import BackendRegistry, ProfileRegistry
+from pytest_llmbench.adapters.sensing import Sensing
 from pytest_llmbench.adapters.watching import Watches
 from pytest_llmbench.backends.base import RunningServer
 from pytest_llmbench.core.blocking import Candidate
@@ -24,7 +26,7 @@ from pytest_llmbench.core.matrix import (
     Matrix,
     server_spec,
 )
-from pytest_llmbench.core.records import CellRecord, RequestRecord, to_line
+from pytest_llmbench.core.records import CellRecord, Record, TelemetryRecord, to_line
 from pytest_llmbench.core.statistics import StoppingRule
 from pytest_llmbench.core.thresholds import Limit, limits_in_force
 from pytest_llmbench.errors import RecordError
@@ -33,7 +35,7 @@ from pytest_llmbench.runtime.history import History, observation_of
 from pytest_llmbench.runtime.memory_check import MemoryCheck
 from pytest_llmbench.runtime.modelstore.store import ModelStore
 from pytest_llmbench.runtime.pool import ServerPool
-from pytest_llmbench.runtime.run_folder import RunFolder
+from pytest_llmbench.runtime.run_folder import RunFolder, Table
 from pytest_llmbench.runtime.share import share_dir
 
 
@@ -45,9 +47,10 @@ class Suite:
         earlier: the run that is gone on with; None in a new run, and on a worker.
         decisions: what earlier cells taught.
         controller: on a worker, who started it.
-        sends_requests: whether records of requests go there, because this disk may not be the controller's.
+        sends_lines: whether records of requests and samples go there, because this disk may not be the controller's.
         began: cells that workers have begun, by node id, for the record of one that dies.
         groups: under xdist, for each test which of them share a server; None before the first worker has told.
+        sensors: of each host, what its sensors tell and what not.
         trouble: why records could not be written that came from another thread.
         observed: predicted against observed memory of this process's cells, newest first.
     """
@@ -65,16 +68,19 @@ class Suite:
     pool: ServerPool[RunningServer]
     device: HeldDevice
     watches: Watches
+    sensing: Sensing
     log_file: Path | None
     sources: tuple[str, str]
     announcements: list[str]
     earlier: resume.EarlierRun | None = None
     decisions: Decisions = field(default_factory=NoDecisions)
     controller: Controller | None = None
-    sends_requests: bool = False
+    sends_lines: bool = False
     groups: list[int] | None = None
     began: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sensors: dict[str, dict[str, Any]] = field(default_factory=dict)
     trouble: RecordError | None = None
+    unsent_samples: deque[TelemetryRecord] = field(default_factory=deque)
     observed: list[Observation] = field(default_factory=list)
 
     @functools.cached_property
@@ -99,12 +105,46 @@ class Suite:
         limit_bytes = int(limit_gb * 1e9) if limit_gb is not None else None
         return MemoryCheck(limit_bytes, lambda: (*self.observed, *self.history.observations))
 
-    def file_request(self, record: RequestRecord) -> None:
-        """Write a request's record. Raises RecordError when the disk refuses."""
-        if self.sends_requests and self.controller is not None:
-            self.controller.tell("request", line=to_line(record))
+    def file_line(self, table: Table, record: Record) -> None:
+        """Write a record of a request or of a sample. Raises RecordError when the disk refuses."""
+        if self.sends_lines and self.controller is not None:
+            self.controller.tell("line", table=table, line=to_line(record))
         else:
-            self.folder.append_request(record)
+            self.folder.append_to(table, record)
+
+    def file_sample(self, record: TelemetryRecord) -> None:
+        """Write a sample of the sensors. Called by another thread. Raises RecordError when the disk refuses."""
+        if self.sends_lines:
+            self.unsent_samples.append(record)  # the channel to the controller is for one thread
+        else:
+            self.folder.append_to("telemetry", record)
+
+    def end_samples(self) -> None:
+        """A cell is over: no more samples of it; those of a worker whose disk is not the controller's are sent.
+
+        Samples that could not be written are no reason to lose the cell: the log has it.
+        """
+        self.sensing.end_cell()
+        while self.unsent_samples:
+            self.file_line("telemetry", self.unsent_samples.popleft())
+
+    def note_sensors(self, host: str, sensors: dict[str, Any]) -> list[str]:
+        """Keep what a machine's sensors tell, for ``run.json``.
+
+        Args:
+            sensors: ``not_available``: name → why; ``facts``: governor, power source, …
+
+        Returns:
+            What is not available there, one sentence for each reason, where that was not known yet.
+        """
+        missing = sensors.get("not_available", {})
+        known = self.sensors.get(host, {}).get("not_available", {})
+        self.sensors[host] = sensors
+        reasons: dict[str, list[str]] = {}
+        for name, why in missing.items():
+            if name not in known:
+                reasons.setdefault(why, []).append(name)
+        return [f"{', '.join(names)}: not available: {why}" for why, names in reasons.items()]
 
     def let_go(self) -> None:
         """Stop the running server, if any, and then give its device back."""
@@ -117,19 +157,31 @@ class Suite:
         if (observation := observation_of(record)) is not None:
             self.observed.insert(0, observation)
 
-    def spec(self, cell: Cell) -> ServerSpec:
-        """The server a cell needs, with a context for what the profile does."""
-        needed = self.needed_context(cell.profile)
+    def spec(self, cell: Cell, context_size: int | None = None) -> ServerSpec:
+        """The server a cell needs, with a context for what the profile does.
+
+        Args:
+            context_size: instead of what the profile would like to have.
+        """
+        needed = self.needed_context(cell.profile) if context_size is None else context_size
         return server_spec(self.config, self.matrix.of(cell), self.backends.serving, needed_context=needed)
 
     def needed_context(self, profile: str) -> int | None:
-        """Tokens of context that a profile needs; None where it does not tell, as a user's may not."""
+        """Tokens of context that a profile needs, or would like; None where it does not tell, as a user's may not."""
+        if sizes := self.context_sizes(profile):
+            return sizes[-1]
         needs = getattr(self.profiles[profile], "needed_context", None)
         return int(needs(self.settings[profile])) if needs is not None else None
 
+    def context_sizes(self, profile: str) -> tuple[int, ...]:
+        """The contexts a profile would like to have, ascending; empty for one that needs a certain size."""
+        sizes = getattr(self.profiles[profile], "context_sizes", None)
+        return tuple(sizes(self.settings[profile])) if sizes is not None else ()
+
     def candidate(self, cell: Cell, nodeid: str, host: str) -> Candidate:
         """A cell that is to be decided about."""
-        spec = self.spec(cell)
+        sizes = self.context_sizes(cell.profile)
+        spec = self.spec(cell, sizes[0] if sizes else None)  # what it can do with: larger ones it may leave out
         return Candidate(
             nodeid=nodeid,
             model=cell.model,
@@ -159,7 +211,7 @@ class Suite:
         tables = [self.config.thresholds, combination.model.thresholds]
         if combination.variant is not None:
             tables.append(combination.variant.thresholds)
-        return limits_in_force(cell.profile, self.profiles[cell.profile].emits, tables)
+        return limits_in_force(cell.profile, self.profiles.emitted(cell.profile), tables)
 
     def stopping_rule(self, limits: tuple[Limit, ...]) -> StoppingRule:
         """When a cell has been sampled enough; quick mode never goes beyond ``min_samples``."""

@@ -71,8 +71,11 @@ def _take(told: dict[str, Any], node: Any, suite: Suite) -> Any:
             suite.began[told["nodeid"]] = told
         case "say":
             tell(node.config, told["text"])
-        case "request":
-            suite.folder.append_request_of(node.gateway.id, told["line"])
+        case "line":
+            suite.folder.append_line_of(node.gateway.id, told["table"], told["line"])
+        case "sensors":
+            for line in suite.note_sensors(told["host"], told["sensors"]):
+                tell(node.config, line)
         case "learn":
             suite.decisions.learn(cell_from(json.loads(told["record"]), "a worker's record"))
         case "why" if isinstance(suite.decisions, OwnDecisions):
@@ -102,6 +105,15 @@ def say(config: pytest.Config, suite: Suite, text: str) -> None:
         suite.controller.tell("say", text=text)
     else:
         tell(config, text)
+
+
+def tell_sensors(config: pytest.Config, suite: Suite, sensors: dict[str, Any]) -> None:
+    """Have it noted, and said once per machine, what its sensors do not tell."""
+    if suite.controller is not None:
+        suite.controller.tell("sensors", host=suite.host, sensors=sensors)
+        return
+    for line in suite.note_sensors(suite.host, sensors):
+        tell(config, line)
 
 
 def clean_up_after(node: Any) -> None:

@@ -190,6 +190,7 @@ class MeasurementConfig(Section):
     loads: Annotated[int, Field(ge=1, le=100)] = 1
     inconclusive: Literal["pass", "fail"] = "pass"
     calibrate: bool = True
+    telemetry: bool = True
     overlap: Literal["none", "downloads", "starts"] = "none"
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pytest_llmbench.core.records import MetricValue, Rating, ThresholdResult
 
 # Upper bound of each band (exclusive) and what a value in it feels like. Bands follow the founding design's
-# translation table; the two ranges it leaves open (below 2, 30 to 40 tokens/s) are filled.
+# translation table; the two ranges it leaves open (below 2, 30 to 40 tokens/s) are filled. Those of quality are ours.
 INTERPRETATIONS: dict[str, tuple[tuple[float, str], ...]] = {
     "decode_tokens_per_second": (
         (2, "too slow to follow as it appears"),
@@ -27,14 +27,43 @@ INTERPRETATIONS: dict[str, tuple[tuple[float, str], ...]] = {
         (30, "starts after a wait that breaks the flow"),
         (math.inf, "takes too long to start for interactive use"),
     ),
+    "context_load_seconds": (
+        (5, "the largest context loads without breaking the flow"),
+        (15, "the largest context takes a brief pause to load"),
+        (30, "one waits for the largest context to load"),
+        (60, "the largest context loads while one fetches a coffee"),
+        (math.inf, "the largest context takes too long to load to be worked with"),
+    ),
+    "documents_per_hour": (
+        (10, "only for a handful of documents"),
+        (30, "documents for a night, not for a day"),
+        (60, "moderate batches of documents in reasonable time"),
+        (120, "documents in bulk"),
+        (math.inf, "documents in bulk, with ease"),
+    ),
+    "quality_score_percent": (
+        (50, "gets more wrong than right"),
+        (75, "gets much wrong: for drafts that somebody checks"),
+        (90, "gets most right"),
+        (math.inf, "gets nearly all right"),
+    ),
+    "cpu_temperature_celsius": (
+        (70, "the machine stays cool"),
+        (80, "the machine becomes warm, and stays safe"),
+        (85, "the machine becomes hot: see to its airflow"),
+        (90, "the machine comes close to its thermal limit"),
+        (math.inf, "the machine becomes too hot: reduce the load"),
+    ),
 }
+# What every cell knows says something about the use only where that is what the profile is about.
+_ONLY_OF = {"cpu_temperature_celsius": "stress"}
 
 
-def interpret(metrics: Mapping[str, MetricValue]) -> str | None:
-    """Plain words for the metrics that have a table, joined; None when there are none."""
+def interpret(metrics: Mapping[str, MetricValue], profile: str) -> str | None:
+    """Plain words for the metrics of a profile that have a table, joined; None when there are none."""
     phrases = []
     for name, bands in INTERPRETATIONS.items():
-        if name in metrics:
+        if name in metrics and _ONLY_OF.get(name, profile) == profile:
             phrases.append(next(words for bound, words in bands if metrics[name].value < bound))
     text = "; ".join(phrases)
     return text[:1].upper() + text[1:] if text else None

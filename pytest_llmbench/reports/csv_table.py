@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.records import CellRecord, MemoryRecord
+from pytest_llmbench.core.scores import COST_BENEFIT, configurations
 
 # Metric → the founding column's suffix; a metric that is not here keeps its own name.
 _FOUNDING_SUFFIX = {
@@ -24,6 +25,8 @@ def write_csv(folder: Path, records: Sequence[CellRecord]) -> Path:
     """Write ``results.csv`` into a run's folder."""
     rows: dict[tuple[str, str, str | None], dict[str, str]] = {}
     columns = ["model", "quant", "variant", "size_gb", "memory_gb", "predicted_memory_gb", *_columns_of(records)]
+    scores = {(one.model, one.quantization, one.variant): one.cost_benefit_score for one in configurations(records)}
+    columns += [COST_BENEFIT] if any(score is not None for score in scores.values()) else []
     for record in records:
         row = rows.setdefault((record.model, record.quantization, record.variant), {})
         if f"{record.profile}_status" in row and not record.metrics:
@@ -41,6 +44,9 @@ def write_csv(folder: Path, records: Sequence[CellRecord]) -> Path:
         }
         for name, value in values.items():
             row[f"{record.profile}_{name}"] = value
+    for key, row in rows.items():
+        if (score := scores.get(key)) is not None:
+            row[COST_BENEFIT] = repr(score)
     path = folder / "results.csv"
     with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.writer(file)

@@ -11,13 +11,17 @@ from typing import Any
 from pytest_llmbench.core.records import CellRecord
 
 
-def remarks(folder: Path, records: Collection[CellRecord]) -> list[str]:
-    """Sentences, from ``run.json``: that cells are missing, that the configuration was changed in between."""
-    description: dict[str, Any] = {}
+def description_of(folder: Path) -> dict[str, Any]:
+    """``run.json``; nothing where it can not be read."""
     with suppress(OSError, ValueError):
         read = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        description = read if isinstance(read, dict) else {}
-    lines = []
+        return read if isinstance(read, dict) else {}
+    return {}
+
+
+def remarks(folder: Path, records: Collection[CellRecord]) -> list[str]:
+    """Sentences, from ``run.json``: that cells are missing, that the configuration was changed in between."""
+    description, lines = description_of(folder), []
     selected = description.get("selected_cells")
     if isinstance(selected, int) and selected > len(records):
         lines.append(

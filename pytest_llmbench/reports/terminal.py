@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.records import FLAGS, CellRecord
 from pytest_llmbench.core.thresholds import explain
+from pytest_llmbench.reports.columns import by_profile, columns_of
 from pytest_llmbench.reports.plain import plain
 
-_SHOWN = (
-    ("decode_tokens_per_second", "tokens/s"),
-    ("ttft_seconds", "TTFT s"),
-    ("variance_percent", "variance %"),
-)
+if TYPE_CHECKING:
+    from rich.table import Table
+
 _STYLE = {
     "passed": "green",
     "failed": "red",
@@ -27,45 +27,52 @@ MAX_ROWS = 60
 
 
 def render(records: Sequence[CellRecord], *, width: int, colour: bool) -> list[str]:
-    """The table and, below it, what each measured cell means in words and which thresholds it met.
+    """A table for each profile and, below them, what each measured cell means in words and which thresholds it met.
 
     Args:
         width: columns of the terminal.
         colour: whether escape sequences are welcome.
     """
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model", overflow="fold")
-    several_profiles = len({record.profile for record in records}) > 1
-    for title in ("quant", "profile") if several_profiles else ("quant",):
-        table.add_column(title, no_wrap=True)
-    for _, title in _SHOWN:
-        table.add_column(title, justify="right", no_wrap=True)
-    for title in ("rating", "status"):
-        table.add_column(title, no_wrap=True)
-    for record in records[:MAX_ROWS]:
-        name = record.model if record.variant is None else f"{record.model} · {record.variant}"
-        profile = [record.profile] if several_profiles else []
-        cells = [name, record.quantization, *profile, *(_value(record, metric) for metric, _ in _SHOWN)]
-        table.add_row(
-            *(Text(plain(cell)) for cell in cells),
-            Text(record.rating or "–"),
-            Text(record.status, style=_STYLE[record.status]),
-        )
     buffer = io.StringIO()
     console = Console(
         file=buffer, width=max(width, 40), force_terminal=colour, no_color=not colour, legacy_windows=False
     )
-    console.print(table)
+    groups = by_profile(records[:MAX_ROWS]) or {"": []}
+    for number, (profile, group) in enumerate(groups.items()):
+        if len(groups) > 1:
+            console.print(Text(("\n" if number else "") + plain(profile), style="bold"), soft_wrap=True)
+        console.print(_table(profile, group))
     if len(records) > MAX_ROWS:
         console.print(Text(f"… and {len(records) - MAX_ROWS} more cells in the results"))
     for record in records[:MAX_ROWS]:
         for line in _details(record):
             console.print(Text(line), soft_wrap=True)
     return buffer.getvalue().splitlines()
+
+
+def _table(profile: str, records: Sequence[CellRecord]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table, columns = Table(box=None, pad_edge=False), columns_of(profile, records)
+    table.add_column("model", overflow="fold")
+    table.add_column("quant", no_wrap=True)
+    for _, title in columns:
+        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("rating", "status"):
+        table.add_column(title, no_wrap=True)
+    for record in records:
+        name = record.model if record.variant is None else f"{record.model} · {record.variant}"
+        cells = [name, record.quantization, *(_value(record, metric) for metric, _ in columns)]
+        table.add_row(
+            *(Text(plain(cell)) for cell in cells),
+            Text(record.rating or "–"),
+            Text(record.status, style=_STYLE[record.status]),
+        )
+    return table
 
 
 def _details(record: CellRecord) -> list[str]:

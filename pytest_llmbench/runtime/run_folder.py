@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from filelock import FileLock, Timeout
 
@@ -20,6 +20,7 @@ from pytest_llmbench.core.resuming import is_finished
 from pytest_llmbench.errors import DiskFull, RecordError
 from pytest_llmbench.runtime.mending import SUPERSEDED, cut_torn_line
 
+Table = Literal["requests", "telemetry"]
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _RESERVE_BYTES = 1 << 20
 LEAST_FREE_BYTES = 16 << 20
@@ -39,7 +40,8 @@ class RunFolder:
     """``<output>/<run_id>/``. Created on first use, so that a run that selects no cell leaves nothing behind.
 
     Args:
-        part: name of an xdist worker, whose requests go to a part of their own until the controller joins them.
+        part: name of an xdist worker, whose requests and telemetry go to parts of their own until the controller joins
+            them.
     """
 
     def __init__(self, output_dir: Path, run_id: str, part: str | None = None) -> None:
@@ -145,14 +147,14 @@ class RunFolder:
         """Add the record of an attempt that was not the last. Raises RecordError when the disk refuses."""
         self._append(self.path / SUPERSEDED, to_line(record))
 
-    def append_request(self, record: Record) -> None:
-        """Add a line to ``requests.jsonl``, or to this worker's part. Raises RecordError when the disk refuses."""
-        path = self._parts / f"requests-{self._part}.jsonl" if self._part else self.path / "requests.jsonl"
+    def append_to(self, table: Table, record: Record) -> None:
+        """Add a line to ``<table>.jsonl``, or to this worker's part. Raises RecordError when the disk refuses."""
+        path = self._parts / f"{table}-{self._part}.jsonl" if self._part else self.path / f"{table}.jsonl"
         self._append(path, to_line(record))
 
-    def append_request_of(self, part: str, line: str) -> None:
+    def append_line_of(self, part: str, table: Table, line: str) -> None:
         """Controller: add a line that a worker on another host sent, to its part. Raises RecordError."""
-        self._append(self._parts / f"requests-{part}.jsonl", line)
+        self._append(self._parts / f"{table}-{part}.jsonl", line)
 
     def _append(self, path: Path, line: str, *, durably: bool = False) -> None:
         try:
@@ -197,13 +199,13 @@ class RunFolder:
         return self._parts.is_dir()
 
     def join_parts(self) -> None:
-        """Controller: append the workers' parts to ``requests.jsonl`` and remove them."""
+        """Controller: append the workers' parts to ``requests.jsonl`` and ``telemetry.jsonl`` and remove them."""
         if not self.has_parts:
             return
-        for part in sorted(self._parts.glob("requests-*.jsonl")):
+        for part in sorted(self._parts.glob("*-*.jsonl")):
             text = part.read_bytes()
             whole = text[: text.rfind(b"\n") + 1]  # a killed worker may have left a torn last line
-            with (self.path / "requests.jsonl").open("a+b") as joined:
+            with (self.path / f"{part.name.partition('-')[0]}.jsonl").open("a+b") as joined:
                 joined.write(whole[_ends_with_begin_of(joined, whole) :])
             part.unlink()
         shutil.rmtree(self._parts, ignore_errors=True)

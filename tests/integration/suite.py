@@ -78,7 +78,7 @@ class EmbeddedSuite(RunFiles):
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start pytest; the caller waits."""
-        self.config["settings"] = {"interactive": {"output_tokens": self.output_tokens}}
+        self.config["settings"] = {"interactive": {"output_tokens": self.output_tokens, "short_answers": 0}}
         self.write("configs/config.yaml", yaml.safe_dump(self.config))
         self.write("configs/models.yaml", yaml.safe_dump(self.models))
         command = [sys.executable, "-m", "pytest", "suites/", "--junitxml=junit.xml", *arguments]

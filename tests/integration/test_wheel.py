@@ -48,7 +48,8 @@ def test_init_and_a_run_in_an_empty_folder(installed: Path, tmp_path: Path, mode
     (tmp_path / "models" / "135M").mkdir(parents=True)
     (tmp_path / "models" / "135M" / model_path.name).symlink_to(model_path)  # instead of fetching it again
     shipped = yaml.safe_load((tmp_path / "configs" / "config.yaml").read_text())
-    shipped["settings"]["interactive"]["output_tokens"] = 60
+    shipped["profiles"] = ["interactive"]
+    shipped["settings"] = {"interactive": {"output_tokens": 60, "short_answers": 0}}
     shipped["thresholds"]["interactive"]["max_variance"] = None
     (tmp_path / "configs" / "config.yaml").write_text(yaml.safe_dump(shipped))
     result = run(installed, tmp_path, "-m", "pytest", "suites/", "-p", "no:cacheprovider")

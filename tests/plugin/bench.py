@@ -33,7 +33,7 @@ class Bench(RunFiles):
             "backend": "openai",
             "openai": {"base_url": fake.url},
             "profiles": ["interactive"],
-            "settings": {"interactive": {"output_tokens": 30}},
+            "settings": {"interactive": {"output_tokens": 30, "short_answers": 0}},
             # Whether a thread of the same process streams evenly is not what these tests are about.
             "thresholds": {"interactive": {"max_variance": None}},
             "measurement": {"max_samples": 6, "calibrate": False},

@@ -120,14 +120,6 @@ logging: {{level: "INFO", file: "inference-tester.log"}}
     announced = [line for line in result.stdout.lines if "accepted, not used yet" in line]
     keys = [line.removeprefix("llmbench: ").partition(": accepted")[0] for line in announced]
     assert keys == [
-        "profiles: long_context",
-        "profiles: batch",
-        "profiles: quality",
-        "profiles: stress",
-        "thresholds.long_context",
-        "thresholds.batch",
-        "thresholds.quality",
-        "thresholds.stress",
         "output.formats: json",
         "output.formats: html",
     ]

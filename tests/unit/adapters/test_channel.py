@@ -71,7 +71,7 @@ class Folder:
         self.lines: list[tuple[str, str]] = []
         self.full = False
 
-    def append_request_of(self, part: str, line: str) -> None:
+    def append_line_of(self, part: str, table: str, line: str) -> None:
         if self.full:
             raise DiskFull("no space left")
         self.lines.append((part, line))
@@ -176,10 +176,10 @@ def test_what_can_not_be_understood_does_not_end_the_line(
 def test_requests_of_another_host_are_kept_and_a_full_disk_is_told_to_the_main_thread(
     channel: Channel, suite: Any
 ) -> None:
-    say(channel, kind="request", line="{}")
+    say(channel, kind="line", table="requests", line="{}")
     assert suite.folder.lines == [("gw3", "{}")]
     suite.folder.full = True
-    say(channel, kind="request", line="{}")
+    say(channel, kind="line", table="requests", line="{}")
     assert isinstance(suite.trouble, DiskFull)
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmbench.adapters.scheduler import FREE, GroupScheduling, make_scheduler
+from pytest_llmbench.adapters.scheduler import FREE, LAST, GroupScheduling, make_scheduler
 
 SHUTDOWN = -1
 
@@ -83,6 +83,7 @@ class Session:
         crashes: tests that end their worker.
         fatal_collections: how many workers end before they have collected.
         completed: what was run to the end, in the order of time.
+        history: every beginning (True) and end (False) of a test, in the order of time.
     """
 
     scheduler: GroupScheduling
@@ -93,6 +94,7 @@ class Session:
     collections: Mapping[str, Sequence[str]] = field(default_factory=dict)
     maxfail_at: int | None = None
     completed: list[int] = field(default_factory=list)
+    history: list[tuple[bool, int]] = field(default_factory=list)
     crashed: list[str] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
     now: float = 0.0
@@ -122,6 +124,7 @@ class Session:
 
     def begin(self, worker: Worker, index: int) -> None:
         event = self._worker_crashed if index in self.crashes else self._test_completed
+        self.history.append((True, index))
         self.after(self.costs[index], lambda: event(worker, index))
 
     def worker_finished(self, worker: Worker) -> None:
@@ -157,6 +160,7 @@ class Session:
 
     def _test_completed(self, worker: Worker, index: int) -> None:
         self.completed.append(index)
+        self.history.append((False, index))
         worker.complete()
         if index == self.maxfail_at:  # xdist learns of the failure before it learns that the test is over
             self._shut_down()
@@ -164,6 +168,7 @@ class Session:
         worker.advance()
 
     def _worker_crashed(self, worker: Worker, index: int) -> None:
+        self.history.append((False, index))
         self._replace(worker)
         assert self.crashed[-1] == self.collection[index]
 
@@ -199,9 +204,14 @@ def simulate(
     finished: Collection[int] = (),
     fatal_collections: int = 0,
     maxfail_at: int | None = None,
+    last: int = 0,
 ) -> tuple[Session, float]:
-    """Run groups of tests, each given by its tests' costs; returns the session and when the last test was over."""
-    numbers = [number for number, costs in enumerate(groups) for _ in costs]
+    """Run groups of tests, each given by its tests' costs, of which ``last`` come last.
+
+    Returns the session, and when the last test was over.
+    """
+    first_last = len(groups) - last
+    numbers = [number if number < first_last else LAST - number for number, costs in enumerate(groups) for _ in costs]
     collection = [f"test_a.py::test[{index}]" for index in range(len(numbers))]
     scheduler = GroupScheduling(
         None, worker_count, lambda: numbers, [collection[index] for index in finished], no_refusal
@@ -308,6 +318,51 @@ def test_ten_thousand_tests() -> None:
     assert makespan == pytest.approx(50 * 25, rel=0.001)
 
 
+@given(
+    groups=st.lists(group_costs, max_size=6),
+    last=st.lists(group_costs, min_size=1, max_size=4),
+    worker_count=st.integers(1, 4),
+    fatal_collections=st.integers(0, 2),
+    data=st.data(),
+)
+def test_what_comes_last_begins_when_all_else_has_ended_and_runs_one_at_a_time(
+    groups: list[list[float]], last: list[list[float]], worker_count: int, fatal_collections: int, data: st.DataObject
+) -> None:
+    count, before = sum(map(len, groups + last)), sum(map(len, groups))
+    some = st.sets(st.integers(0, count - 1), max_size=count)
+    crashes, finished = data.draw(some, "crashes"), data.draw(some, "finished")
+    session, _ = simulate(
+        groups + last,
+        worker_count,
+        crashes=crashes,
+        finished=finished,
+        fatal_collections=fatal_collections,
+        last=len(last),
+    )
+    wanted = set(range(count)) - finished
+    assert sorted(session.completed) == sorted(wanted - crashes)
+    assert sorted(session.crashed) == sorted(session.collection[index] for index in wanted & crashes)
+    of_last = [event for event in session.history if event[1] >= before]
+    assert session.history == [event for event in session.history if event[1] < before] + of_last
+    assert of_last == [
+        event for index in sorted(wanted) if index >= before for event in ((True, index), (False, index))
+    ]
+
+
+def test_what_comes_last_does_not_hold_up_what_its_worker_has_before() -> None:
+    """It waits for the other worker with nothing of its own undone, so it can give back what it measures on."""
+    session, makespan = simulate([[1, 1], [1, 5], [3], [3]], 2, last=2)
+    assert makespan == pytest.approx(6 + 3 + 3, rel=0.001)
+    assert session.history.index((False, 1)) < session.history.index((False, 3)) < session.history.index((True, 4))
+    assert [worker.ran for worker in session.workers] == [[0, 1, 4, 5], [2, 3]]
+
+
+def test_stopping_early_ends_also_who_waits() -> None:
+    session, _ = simulate([[1], [5, 5, 5], [1, 1, 1]], 2, last=1, maxfail_at=1)
+    assert session.completed[:2] == [0, 1]
+    assert len(session.completed) <= 4
+
+
 def run_named(collection: Sequence[str], groups: Sequence[int] | None, worker_count: int) -> list[list[str]]:
     scheduler = GroupScheduling(None, worker_count, lambda: groups, (), no_refusal)
     session = Session(scheduler, collection, [1] * len(collection))
@@ -323,6 +378,9 @@ class TestGroups:
     def test_of_the_parameters_where_nothing_else_is_known(self, groups: list[int] | None) -> None:
         nodeids = ["t::a[x-1]", "t::b[x-1]", "t::a[x-2]", "t::plain", "t::other"]
         assert run_named(nodeids, groups, 2) == [["t::a[x-1]", "t::b[x-1]", "t::other"], ["t::a[x-2]", "t::plain"]]
+
+    def test_those_that_are_free_go_before_what_comes_last(self) -> None:
+        assert run_named(list("abcd"), [0, LAST, FREE, FREE], 1) == [["a", "c", "d", "b"]]
 
     def test_a_number_that_comes_again_is_another_group(self) -> None:
         assert run_named(list("abcd"), [0, 1, 1, 0], 3) == [["a"], ["b", "c"], ["d"]]

@@ -82,8 +82,8 @@ def test_a_higher_rate_never_rates_worse(one: float, other: float) -> None:
     assert order.index(lower) <= order.index(higher)
 
 
-def _words(**metrics: float) -> str | None:
-    return interpret({name: MetricValue(value=value, unit="u", n=6) for name, value in metrics.items()})
+def _words(profile: str = "interactive", **metrics: float) -> str | None:
+    return interpret({name: MetricValue(value=value, unit="u", n=6) for name, value in metrics.items()}, profile)
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,22 @@ def test_rate_and_wait_make_one_sentence() -> None:
 def test_metrics_without_words_have_none() -> None:
     assert _words(variance_percent=3) is None
     assert _words() is None
+
+
+def test_temperature_is_put_into_words_only_where_it_is_the_point() -> None:
+    assert _words(cpu_temperature_celsius=60) is None
+    assert _words("stress", cpu_temperature_celsius=60) == "The machine stays cool"
+    assert _words("stress", cpu_temperature_celsius=91) == "The machine becomes too hot: reduce the load"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({"context_load_seconds": 4.9}, "The largest context loads without breaking the flow"),
+        ({"context_load_seconds": 61}, "The largest context takes too long to load to be worked with"),
+        ({"documents_per_hour": 9}, "Only for a handful of documents"),
+        ({"quality_score_percent": 90}, "Gets nearly all right"),
+    ],
+)
+def test_the_other_profiles_have_words_too(metrics: dict[str, float], words: str) -> None:
+    assert _words("any", **metrics) == words

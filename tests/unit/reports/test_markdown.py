@@ -64,7 +64,6 @@ def test_a_summary(tmp_path: Path) -> None:
     assert header == [
         "model",
         "quant",
-        "profile",
         "ttft_seconds (s)",
         "decode_tokens_per_second (tokens/s)",
         "rating",
@@ -73,13 +72,12 @@ def test_a_summary(tmp_path: Path) -> None:
     assert measured == [
         "tiny",
         "Q4_1",
-        "interactive",
         "0.125 s",
         "71.2 tokens/s (70.5–72.0)",
         "excellent",
         "passed",
     ]
-    assert broken == ["other · t1", "Q4_1", "interactive", "–", "–", "–", "error"]
+    assert broken == ["other · t1", "Q4_1", "–", "–", "–", "error"]
     assert kinds(markdown) <= OURS
     text = "".join(token.content for token in tokens(markdown) if token.type == "text")
     assert f"Benchmark run {tmp_path.name}" in text
@@ -108,7 +106,28 @@ def test_observed_memory_beside_the_prediction(fields: dict[str, Any], line: str
 
 
 def test_no_cells(tmp_path: Path) -> None:
-    assert cells(written(tmp_path)) == [["model", "quant", "profile", "rating", "status"]]
+    assert cells(written(tmp_path)) == []
+
+
+def test_profiles_have_tables_of_their_own(tmp_path: Path) -> None:
+    rows = cells(written(tmp_path, cell_record(), cell_record(profile="batch", metrics={})))
+    assert [row[:3] for row in rows] == [
+        ["model", "quant", "ttft_seconds (s)"],
+        ["tiny", "Q4_1", "0.125 s"],
+        ["model", "quant", "rating"],
+        ["tiny", "Q4_1", "excellent"],
+    ]
+
+
+def test_short_tables_of_details_are_shown_and_long_ones_counted(tmp_path: Path) -> None:
+    sizes = [{"context_tokens": 4096, "load_seconds": 1.23456, "reason": "a|b", "warm": None}]
+    record = cell_record(details={"sizes": sizes, "documents": [{"id": str(number)} for number in range(30)]})
+    markdown = written(tmp_path, record)
+    assert cells(markdown)[2:] == [
+        ["context_tokens", "load_seconds", "reason", "warm"],
+        ["4096", "1.235", "a|b", "–"],
+    ]
+    assert "documents: 30 rows in cells.jsonl" in markdown
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
@@ -134,6 +153,6 @@ def test_hostile_text_stays_text(tmp_path: Path, text: str) -> None:
     assert not [char for char in markdown if not char.isprintable() and char != "\n"]
     rows = cells(markdown)
     assert len(rows) == 3
-    assert rows[1][:3] == [f"{shown(text)} · {shown(text)}".strip(), shown(text), shown(text)]
+    assert rows[1][:2] == [f"{shown(text)} · {shown(text)}".strip(), shown(text)]
     assert len({unescaped_pipes(line) for line in markdown.splitlines() if line.startswith("|")}) == 1
-    assert sum(token.type == "heading_open" for token in tokens(markdown)) == 3
+    assert sum(token.type == "heading_open" for token in tokens(markdown)) == 4

@@ -25,7 +25,17 @@ def _a_terminal_with_colours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def table_of(lines: list[str]) -> list[str]:
+    """The first table, with its title where there are several."""
     return lines[: lines.index("")] if "" in lines else lines
+
+
+def test_one_profile_needs_no_title() -> None:
+    assert render([cell_record()], width=80, colour=False)[0].split()[0] == "model"
+
+
+def test_a_profile_of_the_users_shows_what_it_measured() -> None:
+    header = render([cell_record(profile="shout")], width=120, colour=False)[0]
+    assert header.split() == ["model", "quant", "ttft_seconds", "decode_tokens_per_second", "rating", "status"]
 
 
 RECORDS = [
@@ -41,7 +51,7 @@ RECORDS = [
 def test_the_table_fits(width: int, colour: bool) -> None:
     lines = [STYLE.sub("", line) for line in render(RECORDS, width=width, colour=colour)]
     table = table_of(lines)
-    assert len(table) > len(RECORDS)
+    assert len(table) >= len(RECORDS)  # those of the first profile, a title and a header
     assert max(map(cell_len, table)) <= width
 
 
@@ -60,12 +70,14 @@ def test_colour_changes_nothing_but_colour(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_is_shown() -> None:
     lines = render(RECORDS, width=160, colour=False)
-    header, first, second, third, fourth = table_of(lines)
-    assert header.split()[:3] == ["model", "quant", "profile"]
-    assert first.split() == ["tiny", "Q4_1", "interactive", "71.2", "0.125", "–", "excellent", "passed"]
+    title, header, first, second, third = table_of(lines)
+    assert (title, header.split()[:3]) == ("interactive", ["model", "quant", "tokens/s"])
+    assert first.split() == ["tiny", "Q4_1", "71.2", "0.125", "–", "excellent", "passed"]
     assert second.startswith("a-model-with-a-rather-long-name-13B-Instruct · t1 ")
-    assert third.split() == ["tiny", "Q4_1", "long_context", "–", "–", "–", "–", "error"]
-    assert fourth.split()[-1] == "invalid"
+    assert third.split()[-1] == "invalid"
+    title, header, row = lines[6:9]
+    assert (title, header.split()[:4]) == ("long_context", ["model", "quant", "usable", "tokens"])
+    assert row.split() == ["tiny", "Q4_1", "–", "–", "–", "–", "–", "–", "error"]
     text = "\n".join(lines)
     assert "✓ min_tokens_per_sec: at least 2.0 tokens/s, observed 71.2 tokens/s" in text
     assert "error (server_start_failed): it did not start" in text

@@ -43,8 +43,8 @@ class TestWriting:
         assert (folder.path / "cells.jsonl").read_bytes().count(b"\n") == 3
 
     def test_requests_are_there_at_once(self, folder: RunFolder) -> None:
-        folder.append_request(request_record(0))
-        folder.append_request(request_record(1))
+        folder.append_to("requests", request_record(0))
+        folder.append_to("requests", request_record(1))
         assert indexes(folder.path / "requests.jsonl") == [0, 1]
 
     def test_run_json(self, folder: RunFolder) -> None:
@@ -65,7 +65,7 @@ class TestWriting:
         with pytest.raises(RecordError, match=r"cells\.jsonl can not be written"):
             folder.append_cell(cell_record())
         with pytest.raises(RecordError, match=r"requests\.jsonl can not be written"):
-            folder.append_request(request_record(0))
+            folder.append_to("requests", request_record(0))
 
     def test_run_ids_sort_by_time_and_differ(self) -> None:
         ids = {new_run_id() for _ in range(50)}
@@ -77,9 +77,9 @@ class TestParts:
     def test_are_joined_and_removed(self, folder: RunFolder) -> None:
         for name, first in (("gw1", 10), ("gw0", 0)):
             worker = RunFolder(folder.output_dir, folder.run_id, part=name)
-            worker.append_request(request_record(first))
-            worker.append_request(request_record(first + 1))
-        folder.append_request(request_record(99))
+            worker.append_to("requests", request_record(first))
+            worker.append_to("requests", request_record(first + 1))
+        folder.append_to("requests", request_record(99))
         folder.join_parts()
         assert indexes(folder.path / "requests.jsonl") == [99, 0, 1, 10, 11]
         assert [path.name for path in folder.path.iterdir()] == ["requests.jsonl"]
@@ -88,7 +88,7 @@ class TestParts:
     def test_a_torn_part_gives_its_whole_lines(self, folder: RunFolder, whole_lines: int) -> None:
         worker = RunFolder(folder.output_dir, folder.run_id, part="gw0")
         for index in range(whole_lines + 1):
-            worker.append_request(request_record(index))
+            worker.append_to("requests", request_record(index))
         (part,) = folder.path.rglob("requests-*.jsonl")
         part.write_bytes(part.read_bytes()[:-20])
         folder.join_parts()

@@ -1,0 +1,73 @@
+"""What several cells come to together: quantizations compared, configurations scored, and where the time went."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_llmbench.core.records import CellRecord
+from pytest_llmbench.core.scores import Configuration, configurations
+from pytest_llmbench.reports.remarks import description_of
+
+_PHASES = {
+    "calibrate": "calibrating the client",
+    "fetch": "fetching and checking models",
+    "load": "starting servers",
+    "measure": "measuring",
+    "rest": "all else",
+}
+
+
+def conclusions(folder: Path, records: Sequence[CellRecord]) -> list[str]:
+    """Sentences about a run's cells together."""
+    return [*comparisons(folder, records), *scores(records), *where_the_time_went(records)]
+
+
+def comparisons(folder: Path, records: Sequence[CellRecord]) -> list[str]:
+    """Of each quantization that answered the quality questions, what it keeps of the baseline's score."""
+    answered = [record for record in records if record.profile == "quality" and record.metrics]
+    if not answered:
+        return []
+    from pytest_llmbench.core.quality_comparison import compare_quantizations
+
+    return [one.sentence for one in compare_quantizations(answered, _baseline(description_of(folder)))]
+
+
+def _baseline(description: object) -> str | None:
+    """``configuration.settings.quality.baseline`` of a description that may be anything."""
+    for key in ("configuration", "settings", "quality", "baseline"):
+        description = description.get(key) if isinstance(description, dict) else None
+    return description if isinstance(description, str) else None
+
+
+def scores(records: Sequence[CellRecord]) -> list[str]:
+    """The cost-benefit score of each configuration, best first; nothing where there is only one to compare."""
+    scored = [(one.cost_benefit_score, one) for one in configurations(records) if one.cost_benefit_score is not None]
+    if len(scored) < 2:
+        return []
+    ranked = sorted(scored, key=lambda pair: -pair[0])
+    listed = ", ".join(f"{_name(one)} {score:.0f}" for score, one in ranked)
+    return [f"cost-benefit (quality · speed / memory, the best has 100): {listed}"]
+
+
+def where_the_time_went(records: Sequence[CellRecord]) -> list[str]:
+    """The cells' time by profile and by phase, longest first."""
+    by_profile: Counter[str] = Counter()
+    by_phase: Counter[str] = Counter()
+    for record in records:
+        by_profile[record.profile] += record.duration_seconds
+        by_phase.update(record.phases_seconds)
+        by_phase["rest"] += max(0.0, record.duration_seconds - sum(record.phases_seconds.values()))
+    whole = sum(by_profile.values())
+    if not any(record.phases_seconds for record in records):
+        return []
+    profiles = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in by_profile.most_common() if seconds >= 0.5)
+    phases = ", ".join(
+        f"{_PHASES.get(name, name)} {seconds:.0f} s" for name, seconds in by_phase.most_common() if seconds >= 0.5
+    )
+    return [f"the cells took {whole:.0f} s, by profile: {profiles}", f"by phase: {phases}"] if profiles else []
+
+
+def _name(one: Configuration) -> str:
+    return " ".join(part for part in (one.model, one.quantization, one.variant) if part)
