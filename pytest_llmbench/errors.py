@@ -10,6 +10,7 @@
         ├── ModelError              model file: unknown source, download, checksum, disk space
         │   └── ModelNotDownloaded  absent and downloads are switched off (record status ``skipped``)
         ├── DoesNotFit              predicted to need more memory than there is (record status ``skipped``)
+        ├── SameAsAnother           what differs lies beyond the model (record status ``skipped``)
         ├── ServerError             server: will not start, died, serves something else than asked
         ├── RequestError            one request: refused, timed out, broken stream, empty answer
         └── MeasurementInvalid      measured, but the numbers can not be trusted (record status ``invalid``)
@@ -79,6 +80,12 @@ class ModelNotDownloaded(ModelError):
 
 class DoesNotFit(CellError):
     """The server would need more memory than it may use, so it is not even tried."""
+
+    status = "skipped"
+
+
+class SameAsAnother(CellError):
+    """Another cell was measured on the very same server: what the two differ in lies beyond the model."""
 
     status = "skipped"
 

@@ -12,17 +12,22 @@ import pytest
 
 from pytest_llmbench.adapters.cell_run import CellRun
 from pytest_llmbench.adapters.collection import cell_of
-from pytest_llmbench.adapters.context_sizes import ContextChoice, choose_context, smaller_context
 from pytest_llmbench.adapters.llm import LLM
 from pytest_llmbench.adapters.memory import check_before_download, check_before_load, observe, watch
 from pytest_llmbench.adapters.progress import shown_progress
+from pytest_llmbench.adapters.server_choice import (
+    ServerChoice,
+    choose_server,
+    refuse_the_same_again,
+    smaller_context,
+)
 from pytest_llmbench.adapters.state import SUITE_KEY, Suite
 from pytest_llmbench.adapters.workers import say, tell_sensors
 from pytest_llmbench.backends.base import RunningServer, StartRequest
 from pytest_llmbench.calibration import quick_calibration
 from pytest_llmbench.core.cell import Cell, ServerSpec
 from pytest_llmbench.core.records import Reason
-from pytest_llmbench.errors import CellError, DoesNotFit, ModelNotDownloaded, ServerError
+from pytest_llmbench.errors import CellError, DoesNotFit, ModelNotDownloaded, SameAsAnother, ServerError
 from pytest_llmbench.runtime.devices import CPUS
 from pytest_llmbench.runtime.modelstore.store import Progress
 from pytest_llmbench.telemetry.process_tree import bytes_read_by
@@ -46,7 +51,7 @@ def server(request: pytest.FixtureRequest, cell: Cell) -> Iterator[RunningServer
     run = request.node.stash[RUN_KEY]
     try:
         run.server = _provide(suite, cell, run, request.config)
-    except (ModelNotDownloaded, DoesNotFit) as exc:
+    except (ModelNotDownloaded, DoesNotFit, SameAsAnother) as exc:
         run.skip_reason = Reason(code=exc.code, message=exc.message, evidence=exc.evidence)
         pytest.skip(exc.message)
     try:
@@ -74,14 +79,15 @@ def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> R
         _take_device(suite, spec, run, config)
         with run.phase("calibrate"):
             _calibrate_once(suite)
-    choice = choose_context(suite, cell)
+    choice = choose_server(suite, cell)
     with shown_progress(config) as progress:
         model_path: Path | None = None
         if spec.model_file is not None:
             check_before_download(suite, run, choice.spec)
             with run.phase("fetch"):
                 model_path, run.model_file = suite.store.fetch(combination.model, cell.quantization, progress)
-            choice = choose_context(suite, cell)  # the header is there now
+            choice = choose_server(suite, cell)  # the header is there now
+        refuse_the_same_again(suite, cell, choice)
         if waits_for == "start":
             _take_device(suite, spec, run, config)
         if spec.model_file is not None:
@@ -91,7 +97,7 @@ def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> R
                 if waits_for != "measuring":
                     raise
                 _take_device(suite, spec, run, config)  # what another worker measures on is gone then
-                choice = choose_context(suite, cell)
+                choice = choose_server(suite, cell)
                 check_before_load(suite, run, choice.spec)
         suite.watches.begin_cell(run)
         suite.sensing.begin_cell(run.nodeid)
@@ -103,12 +109,12 @@ def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> R
 
 
 def _start(
-    suite: Suite, run: CellRun, choice: ContextChoice, model_path: Path | None, progress: Progress
+    suite: Suite, run: CellRun, choice: ServerChoice, model_path: Path | None, progress: Progress
 ) -> RunningServer:
     """The running server of a cell, started if need be; with a smaller context where it turns out to have no larger."""
     combination = suite.matrix.of(run.cell)
 
-    def lease(choice: ContextChoice) -> RunningServer:
+    def lease(choice: ServerChoice) -> RunningServer:
         spec = choice.spec
         request = StartRequest(
             spec,

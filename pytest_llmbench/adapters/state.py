@@ -50,6 +50,7 @@ class Suite:
         sends_lines: whether records of requests and samples go there, because this disk may not be the controller's.
         began: cells that workers have begun, by node id, for the record of one that dies.
         groups: under xdist, for each test which of them share a server; None before the first worker has told.
+        measured: what this process has begun to measure, cut to what the model has: the cell, and the layers it asked.
         sensors: of each host, what its sensors tell and what not.
         trouble: why records could not be written that came from another thread.
         observed: predicted against observed memory of this process's cells, newest first.
@@ -78,6 +79,7 @@ class Suite:
     sends_lines: bool = False
     groups: list[int] | None = None
     began: dict[str, dict[str, Any]] = field(default_factory=dict)
+    measured: dict[Any, tuple[Cell, int]] = field(default_factory=dict)
     sensors: dict[str, dict[str, Any]] = field(default_factory=dict)
     trouble: RecordError | None = None
     unsent_samples: deque[TelemetryRecord] = field(default_factory=deque)

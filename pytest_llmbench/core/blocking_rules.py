@@ -35,7 +35,7 @@ _HARMLESS = re.compile(r"pinned memory|mlock", re.IGNORECASE)
 _KILLED = -9
 # A wide interval is compared as wide as it is, and so is one of rates that rise or fall; what was discarded because
 # something stood still is not in it.
-_HARMLESS_FLAGS = {"imprecise", "drift", "stood_still"}
+_HARMLESS_FLAGS = {"imprecise", "drift", "stood_still", "outliers", "loads_differ", "leaking"}
 _FAMILY = re.compile(r"(Q[4568])(?:_|$)", re.IGNORECASE | re.ASCII)
 _PATH = ("Q4", "Q5", "Q6")
 

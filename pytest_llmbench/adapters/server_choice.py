@@ -1,17 +1,18 @@
-"""Which of the contexts a profile would like to have its server can be given: known before it is started."""
+"""Which server a cell is given: the largest context that can be had, and nothing that another cell has measured."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pytest_llmbench.adapters.memory import predict
 from pytest_llmbench.adapters.state import Suite
+from pytest_llmbench.backends.llama_common import clamp_gpu_layers
 from pytest_llmbench.core.cell import Cell, ServerSpec
-from pytest_llmbench.errors import ServerError
+from pytest_llmbench.errors import SameAsAnother, ServerError
 
 
 @dataclass(frozen=True, slots=True)
-class ContextChoice:
+class ServerChoice:
     """The server to start, and why it has no larger context.
 
     Attributes:
@@ -22,7 +23,7 @@ class ContextChoice:
     refused: dict[int, str] = field(default_factory=dict)
 
 
-def choose_context(suite: Suite, cell: Cell) -> ContextChoice:
+def choose_server(suite: Suite, cell: Cell) -> ServerChoice:
     """The largest context that the model was trained for and that fits into memory; what a profile needs, for others.
 
     A server that runs already has the context it has: it only has to offer the smallest, and is asked for its own
@@ -36,9 +37,9 @@ def choose_context(suite: Suite, cell: Cell) -> ContextChoice:
     wanted = suite.context_sizes(cell.profile)
     spec = suite.spec(cell)
     if not wanted:
-        return ContextChoice(spec)
+        return ServerChoice(spec)
     if spec.model_file is None:
-        return ContextChoice(spec if spec.kind == "ollama" else suite.spec(cell, wanted[0]))
+        return ServerChoice(spec if spec.kind == "ollama" else suite.spec(cell, wanted[0]))
     model = suite.matrix.of(cell).model
     found = suite.store.header(model, cell.quantization)
     trained = found.header.context_length if found is not None else None
@@ -50,13 +51,13 @@ def choose_context(suite: Suite, cell: Cell) -> ContextChoice:
             continue
         prediction = predict(suite, cell, candidate)
         if prediction is None or prediction.verdict != "does_not_fit":
-            return ContextChoice(candidate, dict(sorted(refused.items())))
+            return ServerChoice(candidate, dict(sorted(refused.items())))
         refused[size] = f"it {prediction.reason(cell.quantization).message}"
     refused.pop(wanted[0])  # what is wrong with the smallest, the checks before a download and a load will tell
-    return ContextChoice(suite.spec(cell, wanted[0]), dict(sorted(refused.items())))
+    return ServerChoice(suite.spec(cell, wanted[0]), dict(sorted(refused.items())))
 
 
-def smaller_context(suite: Suite, cell: Cell, choice: ContextChoice, error: ServerError) -> ContextChoice | None:
+def smaller_context(suite: Suite, cell: Cell, choice: ServerChoice, error: ServerError) -> ServerChoice | None:
     """What to try after a server has turned out to have a smaller context than it was asked for; None: nothing."""
     actual = error.evidence.get("actual_tokens")
     wanted = suite.context_sizes(cell.profile)
@@ -67,4 +68,27 @@ def smaller_context(suite: Suite, cell: Cell, choice: ContextChoice, error: Serv
     if spec == choice.spec:
         return None
     why = f"the server does not give more than {actual} tokens"
-    return ContextChoice(spec, choice.refused | {size: why for size in wanted if size > fitting[-1]})
+    return ServerChoice(spec, choice.refused | {size: why for size in wanted if size > fitting[-1]})
+
+
+def refuse_the_same_again(suite: Suite, cell: Cell, choice: ServerChoice) -> None:
+    """Do not measure once more what another variant's cell has measured, because both go beyond the model (P40).
+
+    Only settings that were cut to what the model has count: two variants that are alike as written are meant so.
+
+    Raises:
+        SameAsAnother: with the other cell's name.
+    """
+    if choice.spec.model_file is None or not choice.spec.gpu_layers:
+        return
+    found = suite.store.header(suite.matrix.of(cell).model, cell.quantization)
+    layers = clamp_gpu_layers(choice.spec.gpu_layers, found.header)[0] if found is not None else choice.spec.gpu_layers
+    key = (cell.model, cell.quantization, cell.profile, suite.limits(cell), replace(choice.spec, gpu_layers=layers))
+    other, asked = suite.measured.setdefault(key, (cell, choice.spec.gpu_layers))
+    if asked != choice.spec.gpu_layers:
+        raise SameAsAnother(
+            "same_as_another",
+            f"the model has {layers} layers, so gpu_layers: {choice.spec.gpu_layers} is the same as {asked}, which "
+            f"{other.id} has; look there",
+            {"same_as": other.id, "gpu_layers": layers},
+        )
