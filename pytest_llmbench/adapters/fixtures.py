@@ -27,6 +27,7 @@ from pytest_llmbench.backends.base import RunningServer, StartRequest
 from pytest_llmbench.calibration import quick_calibration
 from pytest_llmbench.core.cell import Cell, ServerSpec
 from pytest_llmbench.core.records import Reason
+from pytest_llmbench.core.stress_selection import STRESS
 from pytest_llmbench.errors import CellError, DoesNotFit, ModelNotDownloaded, SameAsAnother, ServerError
 from pytest_llmbench.runtime.devices import CPUS
 from pytest_llmbench.runtime.modelstore.store import Progress
@@ -196,8 +197,17 @@ def _calibrate_once(suite: Suite) -> None:
     suite.folder.keep_calibration(calibration.model_dump(mode="json"))
 
 
-def release_before(nextitem: pytest.Item | None, suite: Suite) -> None:
-    """Stop the running server, and give the device back, unless the next test needs them too."""
-    following = cell_of(nextitem)
-    if following is None or not suite.pool.holds(suite.spec(following)):
+def release_before(item: pytest.Item, nextitem: pytest.Item | None, suite: Suite) -> None:
+    """Stop the running server, and give the device back, unless the next test needs them too.
+
+    A worker whose next cell waits for all others (see :mod:`~pytest_llmbench.adapters.scheduler`) must not keep what
+    these may be waiting for.
+    """
+    ended, following = cell_of(item), cell_of(nextitem)
+    waits = suite.controller is not None and _is_stress(following) and not _is_stress(ended)
+    if following is None or waits or not suite.pool.holds(suite.spec(following)):
         suite.let_go()
+
+
+def _is_stress(cell: Cell | None) -> bool:
+    return cell is not None and cell.profile == STRESS

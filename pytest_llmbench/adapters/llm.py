@@ -20,6 +20,7 @@ from pytest_llmbench.core.records import RequestRecord
 from pytest_llmbench.core.thresholds import Limit, Verdict, judge, known_keys
 from pytest_llmbench.core.yaml_source import nearest
 from pytest_llmbench.errors import LlmbenchError, RequestError
+from pytest_llmbench.profiles.base import ABORTED
 
 # A connection is refused or broken some moments before the process behind it is gone.
 _DYING_SECONDS = 0.5
@@ -139,8 +140,9 @@ class LLM:
         results = tuple(judge(self._limits, measurement.metrics))
         subject = f"{self.cell.id} {self.cell.profile}"
         run.measurement = measurement
-        run.verdict = Verdict(subject, results, suite.config.measurement.inconclusive == "fail")
-        run.rating = rate(results)
+        ended_early = next((note for note in measurement.notes if note.startswith(ABORTED)), None)
+        run.verdict = Verdict(subject, results, suite.config.measurement.inconclusive == "fail", ended_early)
+        run.rating = rate(results) if ended_early is None else "failed"
         run.interpretation = interpret(measurement.metrics, self.cell.profile)
         run.measuring = False
         return run.verdict

@@ -91,7 +91,10 @@ class Measuring:
             )
         )
         now = server.identity()
-        if identity is not None and now != identity:  # a supervisor may have put another in its place
+        ended_early = "aborted" in measurement.flags  # what was measured stands, though its server may not
+        if (
+            identity is not None and now != identity and not ended_early
+        ):  # a supervisor may have put another in its place
             raise MeasurementInvalid(
                 "server_restarted",
                 f"the server was restarted while it was measured ({identity} → {now}); look for the crash in its log "

@@ -14,8 +14,10 @@ from pytest_llmbench.adapters.blocking import OwnDecisions
 from pytest_llmbench.adapters.channel import CHANNEL
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.progress import tell
+from pytest_llmbench.adapters.scheduler import FREE, LAST
 from pytest_llmbench.adapters.state import SUITE_KEY, Suite
 from pytest_llmbench.core.records import cell_from
+from pytest_llmbench.core.stress_selection import STRESS
 from pytest_llmbench.errors import RecordError
 from pytest_llmbench.runtime.lifeline import die_with_parent
 from pytest_llmbench.runtime.orphans import reap_orphans, sentence
@@ -92,9 +94,12 @@ def tell_groups(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     groups = []
     for item in items:
         cell = cell_of(item)
-        groups.append(
-            -1 if cell is None else numbers.setdefault((cell.profile == "stress", suite.spec(cell)), len(numbers))
-        )
+        if cell is None:
+            groups.append(FREE)
+            continue
+        is_last = cell.profile == STRESS
+        number = numbers.setdefault((is_last, suite.spec(cell)), len(numbers))
+        groups.append(LAST - number if is_last else number)
     suite.controller.tell("groups", groups=groups)
 
 

@@ -190,7 +190,12 @@ class CellRecord(Record):
 
 
 class RequestRecord(Record):
-    """One line of ``requests.jsonl``. Times ending in ``_ns`` are readings of the monotonic clock of one process."""
+    """One line of ``requests.jsonl``. Times ending in ``_ns`` are readings of the monotonic clock of one process.
+
+    Attributes:
+        piece_characters: how many characters of ``output`` came with each piece in ``token_offsets_us``; 0 for one of
+            reasoning. Empty where that is not known.
+    """
 
     schema_version: int = SCHEMA_VERSION
     cell: str | None
@@ -223,6 +228,7 @@ class RequestRecord(Record):
     output_tokens_source: str | None = None
     chunks: int = 0
     token_offsets_us: list[int] = []
+    piece_characters: list[int] = []
     finish_reason: str | None = None
     prompt_truncated: bool = False
     response_id: str | None = None

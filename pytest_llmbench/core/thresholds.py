@@ -165,11 +165,13 @@ class Verdict:
     Attributes:
         subject: whose measurement, as messages name it.
         inconclusive_fails: whether an undecided comparison fails the cell (``measurement.inconclusive``).
+        ended_early: why the measurement had to be ended before its time, which no limit that is met makes good.
     """
 
     subject: str
     results: tuple[ThresholdResult, ...]
     inconclusive_fails: bool = False
+    ended_early: str | None = None
 
     @property
     def missed(self) -> list[ThresholdResult]:
@@ -187,6 +189,8 @@ class Verdict:
                 if self.inconclusive_fails
                 else (f", {undecided} inconclusive")
             )
+        if self.ended_early is not None:
+            headline += f"; {self.ended_early}"
         ordered = sorted(self.results, key=lambda result: result not in self.missed)  # what is shown may be cut
         return "\n".join([headline, *(f"  {explain(result)}" for result in ordered)])
 
@@ -194,7 +198,7 @@ class Verdict:
         """The one assertion of a cell.
 
         Raises:
-            ThresholdFailure: some threshold is not met; the message shows all of them.
+            ThresholdFailure: some threshold is not met, or it was ended early; the message shows all of them.
         """
-        if self.missed:
+        if self.missed or self.ended_early is not None:
             raise ThresholdFailure(self.explain())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,9 +17,11 @@ from scipy import stats
 from pytest_llmbench.core.statistics import (
     Interval,
     StoppingRule,
+    as_array,
     has_trend,
     median,
     median_interval,
+    quantile_interval,
     variation_percent,
     window_rates,
 )
@@ -36,6 +39,32 @@ def test_the_median_has_as_many_samples_below_as_above(samples: list[float]) -> 
 def test_no_samples_have_no_median() -> None:
     with pytest.raises(ValueError, match="the median of no samples does not exist"):
         median([])
+
+
+@pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan, 1e151, -1e300])
+def test_what_is_no_number_or_too_large_is_refused(wrong: float) -> None:
+    samples = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, wrong]
+    for judge in (as_array, median, median_interval, has_trend, lambda x: variation_percent([x])):
+        with pytest.raises(ValueError, match=rf"a sample is {re.escape(str(wrong))}; statistics need finite numbers"):
+            judge(samples)
+
+
+def test_huge_values_have_a_median_an_interval_and_a_variation() -> None:
+    samples = [1e150, -1e150, 1e150, 1e150, 1e150, 1e150]
+    assert median(samples) == 1e150
+    assert median_interval(samples) == Interval(-1e150, 1e150)
+    assert variation_percent([samples])[0] == pytest.approx(100 * stats.variation([1, -1, 1, 1, 1, 1], ddof=1))
+    assert as_array([]).shape == (0,)
+
+
+def test_the_interval_of_a_quantile_is_for_samples_in_any_order() -> None:
+    samples = np.random.default_rng(1).permutation(100).tolist()
+    interval = quantile_interval(samples, 0.9)
+    assert interval == quantile_interval(range(100), 0.9)
+    assert interval is not None
+    assert interval.low < 89 < interval.high
+    mirrored = quantile_interval([-x for x in samples], 0.1)
+    assert mirrored == Interval(-interval.high, -interval.low)
 
 
 def _ranks_by_brute_force(n: int, confidence: float) -> tuple[int, int] | None:
@@ -285,6 +314,73 @@ def test_sampling_goes_on_while_an_interval_straddles_a_limit() -> None:
     assert _rule(other=[1.0]).stop_reason(STEADY, {"rate": median_interval(STEADY), "other": None}, 0) == "precise"
 
 
+def test_what_looks_like_a_trend_already_needs_another_sample() -> None:
+    rising = [50.0, 49.95, 50.1, 50.05, 50.2, 50.15]  # 12 pairs rise and 3 fall: p = 0.14
+    assert not has_trend(rising)
+    assert _rule().stop_reason(rising, {}, 0) is None
+    assert _rule().stop_reason([*rising, 49.9], {}, 0) == "precise"
+
+
+@pytest.mark.parametrize(("limit", "reason"), [(50.65, "precise"), (50.55, None), (49.45, None), (49.35, "precise")])
+def test_a_limit_next_to_an_interval_is_not_clear_of_it(limit: float, reason: str | None) -> None:
+    """An interval of width 1 reaches a tenth further on either side."""
+    assert _rule(rate=[limit]).stop_reason(STEADY, {"rate": Interval(49.5, 50.5)}, 0) == reason
+
+
+def test_a_limit_beside_a_value_that_is_exact_is_clear_of_it() -> None:
+    assert _rule(errors=[1.0]).stop_reason(STEADY, {"errors": Interval(1.0, 1.0)}, 0) == "precise"
+
+
 def test_fewer_samples_than_an_interval_needs_are_never_precise() -> None:
     rule = StoppingRule(3, 8, target_half_width_percent=5, max_seconds=100, limits={})
     assert rule.stop_reason([50.0, 50.0, 50.0], {}, 0) is None
+
+
+def _sampled(run: Sequence[float], limit: float | None = None) -> tuple[list[float], str]:
+    """As many of 20 samples as the founding rule takes, and why it stopped."""
+    rule = StoppingRule(6, 20, 5, max_seconds=math.inf, limits={} if limit is None else {"rate": [limit]})
+    for n in range(6, 21):
+        judged = {} if limit is None else {"rate": median_interval(run[:n])}
+        reason = rule.stop_reason(run[:n], judged, 0)
+        if reason is not None:
+            return list(run[:n]), reason
+    raise AssertionError
+
+
+def _noise(percent: float, runs: int, seed: int) -> NDArray[np.float64]:
+    return np.random.default_rng(seed).normal(0, percent, (runs, 20))
+
+
+@pytest.mark.parametrize(
+    ("noise_percent", "limit"),
+    [(1.0, None), (4.0, None), (8.0, None), (15.0, None), (2.0, 100.0), (2.0, 99.0), (2.0, 102.0)],
+)
+def test_stopping_early_does_not_ruin_the_interval(noise_percent: float, limit: float | None) -> None:
+    """By simulation of 20 000 runs it covers 94 % and more, 93 % where the true median is the limit itself."""
+    runs, hits = 200, 0
+    for run in (100 + _noise(noise_percent, runs, seed=8)).tolist():
+        interval = median_interval(_sampled(run, limit)[0])
+        assert interval is not None
+        hits += interval.low <= 100 <= interval.high
+    assert hits / runs >= 0.93 - 3 * math.sqrt(0.93 * 0.07 / runs)
+
+
+@pytest.mark.parametrize("noise_percent", [1.0, 6.0, 15.0])
+def test_independent_samples_are_rarely_called_drifting(noise_percent: float) -> None:
+    runs = 200
+    alarms = [has_trend(_sampled(run)[0]) for run in (100 + _noise(noise_percent, runs, seed=9)).tolist()]
+    assert np.mean(alarms) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
+
+
+@pytest.mark.parametrize("percent_per_sample", [1.0, -1.0])
+def test_a_planted_trend_is_found(percent_per_sample: float) -> None:
+    runs = 100
+    drifting = 100 + _noise(1.0, runs, seed=10) + percent_per_sample * np.arange(20)
+    found = np.mean([has_trend(_sampled(run)[0]) for run in drifting.tolist()])
+    assert found >= 0.94 - 3 * math.sqrt(0.94 * 0.06 / runs)
+
+
+def test_steady_samples_are_rarely_sampled_for_longer() -> None:
+    taken = [len(_sampled(run)[0]) for run in (100 + _noise(1.0, 200, seed=11)).tolist()]
+    assert np.mean(taken) < 7
+    assert taken.count(6) > 150

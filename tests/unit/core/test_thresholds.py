@@ -281,3 +281,10 @@ def test_an_undecided_threshold_fails_by_configuration() -> None:
 
 def test_the_metrics_of_the_interactive_profile_are_registered() -> None:
     assert set(EMITTED) <= set(METRICS)
+
+
+def test_what_was_ended_early_fails_whatever_was_met() -> None:
+    verdict = Verdict("m stress", (), ended_early="aborted after 2.0 min: the CPU was at 91 °C")
+    with pytest.raises(ThresholdFailure, match="91 °C"):
+        verdict.check()
+    Verdict("m stress", ()).check()
