@@ -137,7 +137,7 @@ class Bench:
         self.config: dict[str, Any] = {
             "backend": "openai",
             "profiles": ["interactive"],
-            "settings": {"interactive": {"output_tokens": 60}},
+            "settings": {"interactive": {"output_tokens": 60, "short_answers": 0}},
             "thresholds": {"interactive": {"max_variance": None}},
             "measurement": {"max_samples": 6, "calibrate": False},
             "output": {"formats": ["json"]},

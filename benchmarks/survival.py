@@ -230,7 +230,7 @@ class Bench:
             "embedded": {"default_ctx_size": 512, "default_threads": 1},
             "profiles": ["interactive"],
             "thresholds": {"interactive": {"max_variance": None, "min_tokens_per_sec": 0.1}},
-            "settings": {"interactive": {"output_tokens": 24}},
+            "settings": {"interactive": {"output_tokens": 24, "short_answers": 0}},
             "measurement": {"max_samples": 6, "calibrate": False},
             "limits": {"max_load_time": 120},
             "output": {"formats": ["json"]},

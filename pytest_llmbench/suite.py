@@ -109,7 +109,7 @@ def pytest_report_to_serializable(config: pytest.Config) -> Generator[None, Any,
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
     try:  # while the fixtures still hold the device
         if (suite := item.config.stash.get(SUITE_KEY, None)) is not None:
-            release_before(nextitem, suite)
+            release_before(item, nextitem, suite)
     finally:
         yield
 

@@ -33,6 +33,9 @@ class RunFiles:
     def requests(self) -> list[dict[str, Any]]:
         return _lines(self.latest / "requests.jsonl")
 
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        return _lines(self.latest / name)
+
     def junit(self) -> dict[str, ET.Element]:
         """Test cases by name."""
         tree = ET.parse(self.path / "junit.xml")

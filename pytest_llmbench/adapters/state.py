@@ -216,7 +216,7 @@ class Suite:
         return limits_in_force(cell.profile, self.profiles.emitted(cell.profile), tables)
 
     def stopping_rule(self, limits: tuple[Limit, ...]) -> StoppingRule:
-        """When a cell has been sampled enough; quick mode never goes beyond ``min_samples``."""
+        """When a cell has been sampled enough; quick mode stops at ``min_samples``, but measures outliers again."""
         rule = self.config.measurement
         by_metric: dict[str, tuple[float, ...]] = {}
         for limit in limits:

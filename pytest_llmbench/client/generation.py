@@ -25,12 +25,14 @@ class Generation:
     Attributes:
         prompt: text, or token ids where the server takes them.
         demand_length: ask the server to go on to ``max_tokens``, where it can.
+        reuse_cache: let the server answer from what it still has of an earlier prompt; else, where it can be told, not.
     """
 
     max_tokens: int
     prompt: str | tuple[int, ...] | None = None
     messages: tuple[dict[str, str], ...] | None = None
     demand_length: bool = False
+    reuse_cache: bool = False
     temperature: float = 0.0
     seed: int | None = None
 
@@ -51,7 +53,7 @@ class Generation:
         if self.demand_length and endpoint.capabilities.ignores_end_of_sequence:
             body["ignore_eos"] = True
         if endpoint.capabilities.controls_cache:
-            body["cache_prompt"] = False
+            body["cache_prompt"] = self.reuse_cache
         if protocol == "llama_cpp":
             return {**body, "prompt": self._prompt(), "n_predict": self.max_tokens}
         body |= {"max_tokens": self.max_tokens, "stream_options": {"include_usage": True}}

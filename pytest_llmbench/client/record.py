@@ -46,6 +46,7 @@ def record_of(exchange: Exchange, *, cell: str | None, index: int, phase: Litera
         output_tokens_source=answer.output_tokens_source,
         chunks=len(times),
         token_offsets_us=[(t - exchange.t_send_ns) // 1000 for t in times],
+        piece_characters=_piece_characters(answer),
         finish_reason=answer.finish_reason,
         prompt_truncated=answer.truncated_prompt,
         response_id=answer.response_id or exchange.response.headers.get("x-request-id"),
@@ -69,6 +70,14 @@ def _is_late(exchange: Exchange) -> bool:
         return False
     waits = ((times[0] - exchange.t_send_ns, exchange.first_token_lag_ns), (times[-1] - times[0], exchange.lag_ns))
     return any(span and lag > max(LEAST_TOLERATED_LAG_NS, LAG_TOLERANCE * span) for span, lag in waits)
+
+
+def _piece_characters(answer: Answer) -> list[int]:
+    """How many characters of the text each piece brought; empty unless all reasoning came first, and no tool call."""
+    thoughts, times = len(answer.reasoning), answer.piece_times_ns
+    if len(times) != thoughts + len(answer.text) or (answer.text and times[thoughts] != answer.t_first_token_ns):
+        return []
+    return [0] * thoughts + [len(text) for text in answer.text]
 
 
 def _seconds_since(start_ns: int, end_ns: int | None) -> float | None:

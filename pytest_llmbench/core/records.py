@@ -30,7 +30,7 @@ FLAGS: dict[str, str] = {
     "throttled": "the hardware lowered its frequency because of heat or power while this was measured",
     "power_saving": "the machine saves power: a governor, battery or turbo setting slows it down",
     "busy_machine": "others used this machine's cores while this was measured",
-    "outliers": "some samples lie far off the others; they were kept, and others were taken beside them",
+    "outliers": "some samples lie far off the others; they were kept, and measured again where time was left",
     "leaking": "the server's memory grew with every request",
     "degrading": "the server became slower while it worked",
     "loads_differ": "the numbers differ more from one load of the model to the next than within one",

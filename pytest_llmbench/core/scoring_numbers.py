@@ -61,7 +61,7 @@ _SMALL |= {word: 20 + 10 * i for i, word in enumerate(_TENS.split())}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "dozen": 12}
 _PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fifth": 5, "fifths": 5}
 _CURRENCIES = frozenset("$€£¥₹")
-_DENIALS = {"not", "isn't", "never", "than", "cannot", "wasn't", "aren't"}
+_DENIALS = {"not", "never", "cannot"}
 _DENIAL_FILLERS = {"be", "equal", "exactly", "simply", "just", "the", "of", "to", "is", "a"}
 _REFERENCES = {
     "step",
@@ -129,17 +129,18 @@ def numbers_in(text: str) -> list[FoundNumber]:
     """All numbers of a text in the form of :func:`readable`, in order."""
     tokens = _with_words_as_numbers(_without_labels(list(_tokens(text)), text))
     found: list[FoundNumber] = []
-    depth = 0
+    depth = end = 0
     for i, token in enumerate(tokens):
+        if "\n" in text[end : token.begin]:
+            depth = 0  # a bracket that was not closed on its line is none
+        end = token.end
         depth = max(0, depth + (token.text in {"(", "["}) - (token.text in {")", "]"}))
         if token.value is None:
             continue
         before = _before(tokens, i)
         value = -token.value if _is_negative(tokens, i) else token.value
         weak = token.weak or depth > 0 or (bool(before) and before[0].text.lower() in _REFERENCES)
-        found.append(
-            FoundNumber(value, token.begin, token.end, weak, _is_denied(before), _is_second(before, tokens, i))
-        )
+        found.append(FoundNumber(value, token.begin, token.end, weak, _is_denied(before), _is_second(before)))
     return found
 
 
@@ -367,19 +368,20 @@ def _before(tokens: list[_Token], i: int) -> list[_Token]:
 
 
 def _is_denied(before: list[_Token]) -> bool:
-    for token in before:
-        text = token.text.lower()
-        if text in _DENIALS or text.endswith("n't"):
-            return text != "than" or any(other.text.lower() in {"rather", "other"} for other in before)
-        if text == "instead" and token is not before[0]:
+    """Whether the words before a number say that it is not this one: ``not``, ``rather than``, ``instead of``."""
+    words = [token.text.lower() for token in before]
+    for i, word in enumerate(words):
+        if word in _DENIALS or word.endswith("n't"):
             return True
-        if text not in _DENIAL_FILLERS:
+        if word == "than":
+            return words[i + 1 : i + 2] in (["rather"], ["other"])
+        if word == "instead":
+            return words[i - 1 : i] == ["of"]
+        if word not in _DENIAL_FILLERS:
             return False
     return False
 
 
-def _is_second(before: list[_Token], tokens: list[_Token], i: int) -> bool:
-    """Whether this is offered beside another number: ``12 or 42``, ``12/13`` aside."""
-    if not before or before[0].text.lower() != "or":
-        return False
-    return any(token.value is not None for token in before[1:4]) and i > 0 and bool(tokens)
+def _is_second(before: list[_Token]) -> bool:
+    """Whether a number is offered beside another one: ``12 or 42``."""
+    return bool(before) and before[0].text.lower() == "or" and any(token.value is not None for token in before[1:4])

@@ -18,8 +18,10 @@ from pytest_llmbench.errors import LlmbenchError, MeasurementInvalid, Primitive,
 from pytest_llmbench.telemetry.base import NoTelemetry, Telemetry
 
 STOOD_STILL = "stood_still"
+ABORTED = "aborted after"  # a note that begins so says why a measurement was ended before its time
 
 __all__ = [
+    "ABORTED",
     "STOOD_STILL",
     "FailedRequest",
     "Measurement",
@@ -114,6 +116,25 @@ def _nothing(_begin_ns: int, _end_ns: int) -> Disturbance | None:
     return None
 
 
+# What fails of one request because of who is asked or how, not because of what.
+_OF_EVERY_REQUEST = {
+    "connection_refused",
+    "connect_timeout",
+    "unreachable",
+    "tls_failed",
+    "wrong_key",
+    "not_found",
+    "model_missing",
+    "not_an_llm_server",
+    "not_streamed",
+    "prompt_not_supported",
+}
+
+
+def _failure_of(record: RequestRecord) -> RequestError:
+    return RequestError(record.error or "failed", record.error_message or "the request failed")
+
+
 @dataclass
 class ProfileContext:
     """What a profile may use: a server to ask, a rule for when it is enough, its settings and data.
@@ -167,12 +188,8 @@ class ProfileContext:
         Raises:
             LlmbenchError: the request failed, or something stood still. Its record is filed before.
         """
-        record = send(self.endpoint, generation, cell=self.nodeid, index=self.next_index, phase=phase)
-        self.next_index += 1
-        stood_still = self.disturbance(record.t_send_ns, record.t_end_ns)
+        record, stood_still = self._send(generation, phase)
         if stood_still is not None:
-            self.disturbances.append(stood_still.sentence)
-            record = record.model_copy(update={"flags": [*record.flags, STOOD_STILL]})
             if may_stand_still:
                 return record
             if phase == "sample":
@@ -181,8 +198,37 @@ class ProfileContext:
         only_reasoned = record.error == "empty_answer" and bool(record.reasoning)
         if not record.ok and not (phase == "warmup" and only_reasoned):  # a warm-up is too short to think to an end
             self.file(record, usable=False)
-            raise self.on_failure(RequestError(record.error or "failed", record.error_message or "the request failed"))
+            raise self.on_failure(_failure_of(record))
         return record
+
+    def ask(self, generation: Generation, phase: Literal["warmup", "sample"] = "sample") -> RequestRecord:
+        """Send one request that may fail: its record says so, and the profile counts it. It is not yet filed.
+
+        During it, something may have stood still, as with ``may_stand_still``.
+
+        Raises:
+            LlmbenchError: the server died of it, or no other request would fare better. The record is filed before.
+        """
+        record, stood_still = self._send(generation, phase)
+        if record.ok or stood_still is not None:
+            return record
+        failure = self.on_failure(_failure_of(record))
+        if isinstance(failure, RequestError) and failure.code not in _OF_EVERY_REQUEST:
+            return record
+        self.file(record, usable=False)
+        raise failure
+
+    def _send(
+        self, generation: Generation, phase: Literal["warmup", "sample"]
+    ) -> tuple[RequestRecord, Disturbance | None]:
+        """Send one request; its record is flagged where something stood still meanwhile."""
+        record = send(self.endpoint, generation, cell=self.nodeid, index=self.next_index, phase=phase)
+        self.next_index += 1
+        stood_still = self.disturbance(record.t_send_ns, record.t_end_ns)
+        if stood_still is not None:
+            self.disturbances.append(stood_still.sentence)
+            record = record.model_copy(update={"flags": [*record.flags, STOOD_STILL]})
+        return record, stood_still
 
     def prompt_tokens(self, prompt: str) -> PromptTokens:
         """How many tokens the server should say it has read, known before anything is timed.

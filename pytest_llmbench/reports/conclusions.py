@@ -31,7 +31,11 @@ def comparisons(folder: Path, records: Sequence[CellRecord]) -> list[str]:
         return []
     from pytest_llmbench.core.quality_comparison import compare_quantizations
 
-    return [one.sentence for one in compare_quantizations(answered, _baseline(description_of(folder)))]
+    baseline = _baseline(description_of(folder))
+    compared = [one.sentence for one in compare_quantizations(answered, baseline)]
+    if baseline is not None and all(record.quantization != baseline for record in answered):
+        compared.append(f"quantizations are not compared: {baseline} (settings.quality.baseline) was not measured")
+    return compared
 
 
 def _baseline(description: object) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pytest_llmbench.core.records import TelemetryRecord
 from pytest_llmbench.errors import Primitive
@@ -29,6 +29,26 @@ class Source(Protocol):
 
     def facts(self) -> Mapping[str, Primitive]:
         """What does not change while a cell runs: governor, power source, names of devices. Read once per cell."""
+        ...
+
+
+@runtime_checkable
+class SeldomRead(Protocol):
+    """A source that is not read with every sample, though it may be asked for at any time.
+
+    Attributes:
+        least_seconds: between two readings.
+    """
+
+    least_seconds: float
+
+
+@runtime_checkable
+class FollowsServer(Protocol):
+    """A source that reads about one server."""
+
+    def follow(self, server_pid: int | None) -> None:
+        """Read about this process, and all that descend from it, from now on; about none."""
         ...
 
 

@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from pytest_llmbench.telemetry.process_tree import ProcessTree, Reader, Usage
+from pytest_llmbench.telemetry.ration import Ration
 
 logger = logging.getLogger(__name__)
 # Shares of one core that each kind of work may take: together 0.5 %.
@@ -65,10 +66,10 @@ class MemoryWatch:
     def __init__(self, pid: int, *, interval_seconds: float = 0.25, reader: Reader | None = None) -> None:
         self._pid = pid
         self._reader = reader
-        self._sampling = _Ration(_SAMPLE_SHARE, interval_seconds)
-        self._searching = _Ration(_TREE_SHARE, _TREE_SECONDS)
-        self._reading = _Ration(_READING_SHARE)
-        self._asking_devices = _Ration(_DEVICE_SHARE, _DEVICE_SECONDS)
+        self._sampling = Ration(_SAMPLE_SHARE, interval_seconds)
+        self._searching = Ration(_TREE_SHARE, _TREE_SECONDS)
+        self._reading = Ration(_READING_SHARE)
+        self._asking_devices = Ration(_DEVICE_SHARE, _DEVICE_SECONDS)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._current: Usage | None = None
@@ -171,28 +172,6 @@ class MemoryWatch:
         self._swap_bytes = _greater(self._swap_bytes, usage.swap_bytes)
         if self._peak is None or usage.total_bytes > self._peak.total_bytes:
             self._peak = usage
-
-
-class _Ration:
-    """Keeps repeated work below a share of one core: after costly work the next is due later."""
-
-    def __init__(self, share: float, at_least_seconds: float = 0.0) -> None:
-        self._share = share
-        self._at_least_seconds = at_least_seconds
-        self._next = 0.0
-
-    def due(self) -> bool:
-        return self.seconds_left() <= 0
-
-    def seconds_left(self) -> float:
-        return max(0.0, self._next - time.monotonic())
-
-    @contextmanager
-    def spent(self) -> Iterator[None]:
-        began = time.thread_time()
-        yield
-        cost = time.thread_time() - began
-        self._next = time.monotonic() + max(self._at_least_seconds, cost / self._share)
 
 
 @contextmanager

@@ -230,3 +230,10 @@ def _total(usages: list[Usage]) -> Usage | None:
         peak_rss_bytes=sum(usage.peak_rss_bytes for usage in usages),
         is_pss=all(usage.is_pss for usage in usages),
     )
+
+
+def bytes_read_by(pid: int) -> int | None:
+    """What a process has read from disks since it began, not counting what was in the page cache; None: not told."""
+    with suppress(psutil.Error, AttributeError, OSError):  # AttributeError: a system that counts no such thing
+        return int(psutil.Process(pid).io_counters().read_bytes)
+    return None

@@ -35,7 +35,7 @@ def model_path(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, model_path: Path) -> Iterator[EmbeddedSuite]:
-    suite = EmbeddedSuite(pytester, model_path)
+    suite = EmbeddedSuite(pytester.path, model_path)
     yield suite
     suite.end()
 

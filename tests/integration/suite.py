@@ -52,10 +52,11 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 class EmbeddedSuite(RunFiles):
     """One cell on the embedded engine, with answers short enough for a test."""
 
-    def __init__(self, pytester: pytest.Pytester, model_path: Path) -> None:
-        self.path = pytester.path
+    def __init__(self, path: Path, model_path: Path) -> None:
+        self.path = path
         self.model_path = model_path
         self.output_tokens = 30
+        self.settings: dict[str, dict[str, Any]] = {}
         self._started: list[subprocess.Popen[str]] = []
         self.config: dict[str, Any] = {
             "embedded": {"default_ctx_size": 512},
@@ -78,7 +79,8 @@ class EmbeddedSuite(RunFiles):
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start pytest; the caller waits."""
-        self.config["settings"] = {"interactive": {"output_tokens": self.output_tokens, "short_answers": 0}}
+        interactive = {"output_tokens": self.output_tokens, "short_answers": 0}
+        self.config["settings"] = self.settings or {"interactive": interactive}
         self.write("configs/config.yaml", yaml.safe_dump(self.config))
         self.write("configs/models.yaml", yaml.safe_dump(self.models))
         command = [sys.executable, "-m", "pytest", "suites/", "--junitxml=junit.xml", *arguments]

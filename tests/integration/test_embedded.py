@@ -327,3 +327,23 @@ def _requests(path: Path) -> list[dict[str, int]]:
     import json
 
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_goes_beyond_the_model_is_measured_once(suite: EmbeddedSuite) -> None:
+    suite.be_short()
+    suite.config["variants"] = [{"id": "all", "gpu_layers": 99}, {"id": "more", "gpu_layers": 999}, {"id": "none"}]
+    assert suite.run() == 0, suite.output
+    assert {c["variant"]: c["status"] for c in suite.cells()} == {"all": "passed", "more": "skipped", "none": "passed"}
+    (reason,) = (c["reason"] for c in suite.cells() if c["reason"])
+    assert reason["code"] == "same_as_another"
+    assert reason["evidence"] == {"same_as": "smol-Q4_1-all", "gpu_layers": 31}
+
+
+def test_loads_are_a_level_of_their_own(suite: EmbeddedSuite) -> None:
+    suite.config["measurement"]["loads"] = 2
+    assert suite.run() == 0, suite.output
+    (cell,) = suite.cells()
+    assert cell["sampling"]["loads"] == 2
+    assert cell["metrics"]["decode_tokens_per_second"]["n"] == 12
+    assert [r["phase"] for r in suite.requests()].count("warmup") == 2
+    assert len({r["server_timings"] is not None for r in suite.requests()}) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,14 +13,12 @@ from pytest_llmbench.core.settings import LongContextSettings
 from pytest_llmbench.core.statistics import StoppingRule
 from pytest_llmbench.profiles.base import ProfileContext
 from pytest_llmbench.profiles.long_context import LongContextProfile
-from tests.integration.engines import ENGINES, running
+from tests.integration.engines import running
 
 
-@pytest.fixture(params=ENGINES)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    model_path = request.getfixturevalue("model_path")
-    logs = tmp_path_factory.mktemp("logs") / request.param
-    with running(request.param, model_path, logs, context_size=1024) as started:
+@pytest.fixture
+def server(model_path: Path, tmp_path: Path) -> Iterator[RunningServer]:
+    with running("embedded", model_path, tmp_path / "embedded", context_size=1024) as started:
         yield started
 
 

@@ -84,7 +84,7 @@ def code_of(cell: dict[str, Any]) -> tuple[str, str | None]:
 def assert_measured(cell: dict[str, Any]) -> None:
     """Measured, and no doubt but those of a noisy machine."""
     assert code_of(cell) == ("passed", None), cell["reason"]
-    assert set(cell["flags"]) <= {"imprecise", "drift", "client_late", "server_timing_mismatch"}
+    assert set(cell["flags"]) <= {"imprecise", "drift", "client_late", "server_timing_mismatch", "outliers"}
 
 
 def samples_of(bench: Bench) -> list[dict[str, Any]]:

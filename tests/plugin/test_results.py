@@ -182,15 +182,15 @@ def test_a_chunked_stream_is_flagged_and_its_rate_absent(bench: Bench) -> None:
     assert "decode_tokens_per_second" not in cell["metrics"]
 
 
-@pytest.mark.parametrize(("limit", "samples"), [(30, 6), (2, 8)], ids=["clear", "undecided"])
-def test_sampling_goes_on_while_a_limit_is_undecided(bench: Bench, limit: float, samples: int) -> None:
+@pytest.mark.parametrize(("limit", "is_clear"), [(30, True), (2, False)], ids=["clear", "undecided"])
+def test_sampling_goes_on_while_a_limit_is_undecided(bench: Bench, limit: float, is_clear: bool) -> None:
     bench.fake.token_seconds, bench.fake.every_second_answer_slower = 0.001, 4  # some 1 and 4 ms, in turn
     bench.config["thresholds"]["interactive"]["max_time_per_output_token_ms"] = limit
-    bench.config["measurement"] = {"max_samples": 8, "target_half_width_percent": 100}
+    bench.config["measurement"] = {"max_samples": 12, "target_half_width_percent": 100}
     bench.run("suites/")
     (cell,) = bench.cells()
-    assert cell["sampling"]["samples"] == samples
-    assert cell["sampling"]["stop_reason"] == ("precise" if samples == 6 else "max_samples")
+    assert (cell["sampling"]["stop_reason"] == "precise") is is_clear
+    assert (cell["sampling"]["samples"] < 12) is is_clear
 
 
 def test_imprecise_measurement_is_flagged(bench: Bench) -> None:
@@ -325,7 +325,9 @@ def test_quick_mode_stops_at_min_samples_and_selects_its_quantizations(bench: Be
     bench.run("suites/", "--llmbench-mode", "quick")
     (cell,) = bench.cells()
     assert cell["quantization"] == "Q4_K_M"
-    assert cell["sampling"] == {"samples": 6, "rejected": 0, "stop_reason": "max_samples", "output_tokens": 30}
+    expected = {"rejected": 0, "stop_reason": "max_samples", "output_tokens": 30}
+    assert cell["sampling"].items() >= expected.items()
+    assert cell["sampling"]["samples"] <= 9  # six, and outliers once more
 
 
 def test_limits_of_model_and_variant_win(bench: Bench) -> None:

@@ -96,13 +96,18 @@ def test_length_and_cache_are_asked_for_where_the_server_knows_them() -> None:
         assert (asked["ignore_eos"], asked["cache_prompt"]) == (True, False)
 
 
+def test_a_cache_may_be_used_where_that_is_wanted() -> None:
+    for protocol in ("llama_cpp", *OPENAI):
+        assert body(protocol, Generation(max_tokens=4, prompt="Once", reuse_cache=True), LLAMA_CPP)["cache_prompt"]
+
+
 def test_length_is_not_asked_for_unless_demanded() -> None:
     assert "ignore_eos" not in body("llama_cpp", capabilities=LLAMA_CPP)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_what_the_server_does_not_know_is_not_asked(protocol: ProtocolName) -> None:
-    asked = body(protocol, Generation(max_tokens=4, prompt="Once", demand_length=True))
+    asked = body(protocol, Generation(max_tokens=4, prompt="Once", demand_length=True, reuse_cache=True))
     assert {"ignore_eos", "cache_prompt", "seed"}.isdisjoint(asked)
 
 

@@ -141,6 +141,37 @@ class TestTheDecodeRate:
         assert found.chunks == 4
 
 
+class TestWhatEachPieceBrought:
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
+    def test_is_counted_in_characters(self, protocol: ProtocolName) -> None:
+        said = [(number * MS, token(protocol, text)) for number, text in enumerate(("It ", "", "rained", "…"), 1)]
+        found = record(exchange(protocol, *said, tokens=3))
+        assert found.piece_characters == [3, 6, 1]
+        assert len(found.piece_characters) == len(found.token_offsets_us)
+        assert sum(found.piece_characters) == len(found.output)
+
+    def test_is_nothing_while_it_reasons(self) -> None:
+        thoughts = [(offset * MS, chat_delta(reasoning_content="hmm")) for offset in (100, 200)]
+        found = record(exchange("openai_chat", *thoughts, (300 * MS, chat_delta(content="So."))))
+        assert found.piece_characters == [0, 0, 3]
+
+    def test_is_not_known_where_it_reasons_in_between(self) -> None:
+        events = [{"content": "So"}, {"reasoning_content": "hmm"}, {"content": "."}]
+        found = record(exchange("openai_chat", *((n * MS, chat_delta(**delta)) for n, delta in enumerate(events, 1))))
+        assert (found.output, found.chunks, found.piece_characters) == ("So.", 3, [])
+
+    def test_is_not_known_beside_tool_calls(self) -> None:
+        call = chat_delta(tool_calls=[{"index": 0, "function": {"name": "a", "arguments": "{}"}}])
+        found = record(exchange("openai_chat", (MS, chat_delta(content="So.")), (2 * MS, call)))
+        assert (found.chunks, found.piece_characters) == (2, [])
+
+    def test_is_nothing_where_nothing_came(self) -> None:
+        one = Exchange(endpoint(URL), ASK, Deadlines())
+        one.sent(SENT)
+        one.time_out(one.deadline_ns)
+        assert record(one).piece_characters == []
+
+
 class TestTheClientSLateness:
     """At 200 and 1200 ms: 5 % of the time to the first token are 10 ms, of the span 50 ms."""
 

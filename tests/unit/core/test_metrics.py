@@ -38,8 +38,15 @@ def test_speed_gets_no_better_with_size_and_evenness_tells_nothing_of_it() -> No
     assert {name for name, metric in METRICS.items() if metric.no_better_when_larger} == {
         "ttft_seconds",
         "decode_tokens_per_second",
+        "steady_tokens_per_second",
         "time_per_output_token_ms",
         "prefill_tokens_per_second",
+        "context_load_seconds",
+        "depth_tokens_per_second",
+        "document_seconds",
+        "documents_per_hour",
+        "sustained_tokens_per_second",
+        "peak_memory_gb",
     }
     assert all(metric.better != "neither" for metric in METRICS.values() if metric.no_better_when_larger)
 

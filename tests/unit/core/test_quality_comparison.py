@@ -128,9 +128,9 @@ class TestWhatIsCompared:
     @pytest.mark.parametrize("key", ["model", "variant", "backend", "host"])
     def test_only_within_one_model_variant_backend_and_host(self, key: str) -> None:
         other: dict[str, Any] = {key: "other"}
-        records = [cell("Q8_0"), cell("Q4_0"), cell("Q8_0", **other), cell("Q2_K", **other)]
+        records = [cell("Q8_0"), cell("Q4_0"), cell("F16", **other), cell("Q2_K", **other)]
         found = compare_quantizations(records, None)
-        assert [(one.quantization, one.baseline) for one in found] == [("Q4_0", "Q8_0"), ("Q2_K", "Q8_0")]
+        assert [(one.quantization, one.baseline) for one in found] == [("Q4_0", "Q8_0"), ("Q2_K", "F16")]
         assert {getattr(one, key) for one in found if key != "host"} <= {getattr(records[0], key), "other"}
 
     def test_only_within_one_test(self) -> None:

@@ -39,6 +39,7 @@ def is_correct(answer: str, expected: float, **scorer: Any) -> bool:
         "So 42 on 15 March 2024.", "On 2024-03-15 there were 42.", "He paid 42 on 03/15/2024", "It is 42 on March 3rd.",
         "He gets 42 at 14:30.", "With version 1.2.3 it is 42, says v2.7", "H2O and x2 make 42",
         # followed by a remark
+        "a) 3 boxes (of 14\nSo there are 42 in all, they say.",
         "42 (3 boxes of 14)", "42 (as of 2023)", "42, because 3 × 14 is 42", "42 because there are 3 boxes",
         "42 euros, since he had 50", "42\n\nNote: this took 3 steps.", "42\n\nExplanation: 3 boxes\nof 14 each",
         "The answer is 42. That leaves 8 euros.", "Final answer: 42\n\nHope this helps! Ask me in 5 minutes.",

@@ -18,6 +18,7 @@ import pytest
 from pytest_llmbench.telemetry import process as process_module
 from pytest_llmbench.telemetry.process import MemoryWatch, PeakMemory
 from pytest_llmbench.telemetry.process_tree import ProcessTree, ProcfsReader, PsutilReader, Usage
+from pytest_llmbench.telemetry.ration import Ration
 
 MIB = 2**20
 PRELUDE = """
@@ -428,7 +429,7 @@ class TestCost:
         assert readings_in(reader, 10)[0] == 1
 
     def test_costly_samples_are_taken_less_often(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        ration = process_module._Ration(0.001, 0.25)
+        ration = Ration(0.001, 0.25)
         clock = iter([1.0, 1.0004])
         monkeypatch.setattr(time, "thread_time", lambda: next(clock))
         monkeypatch.setattr(time, "monotonic", lambda: 100.0)
