@@ -56,7 +56,7 @@ class Measuring:
         if count > len(found):
             measurement.notes.append("this server is not ours to load again: measured over one load, not as configured")
         observe(run)  # now, so that limits on memory can be judged
-        _add_what_is_known_of_every_cell(suite, run, measurement)
+        _add_what_is_known_of_every_cell(suite, run, self.limits, measurement)
         return measurement
 
     def _load_again(self) -> bool:
@@ -155,7 +155,9 @@ def _middle(name: str, values: Sequence[MetricValue]) -> MetricValue:
     )
 
 
-def _add_what_is_known_of_every_cell(suite: Suite, run: CellRun, measurement: Measurement) -> None:
+def _add_what_is_known_of_every_cell(
+    suite: Suite, run: CellRun, limits: Sequence[Limit], measurement: Measurement
+) -> None:
     """The metrics of :data:`~pytest_llmbench.core.metrics.COMMON_METRICS`, and the scores that follow."""
     for name, value in {**_of_the_server(run), **suite.sensing.metrics(run.answered_tokens)}.items():
         if name not in measurement.metrics:
@@ -166,6 +168,10 @@ def _add_what_is_known_of_every_cell(suite: Suite, run: CellRun, measurement: Me
     context_size = run.server.info.context_size if run.server is not None else None
     if (score := efficiency(measurement.metrics, context_size)) is not None:
         measurement.metrics[EFFICIENCY] = score
+    why_missing = suite.sensing.why_missing()
+    for name in dict.fromkeys(limit.metric for limit in limits if limit.metric not in measurement.metrics):
+        if name in why_missing:
+            measurement.notes.append(f"{name} was not measured, so its limit decides nothing: {why_missing[name]}")
     if suite.controller is not None and suite.config.measurement.overlap != "none":
         measurement.notes.append(OVERLAP_NOTES[suite.config.measurement.overlap])
 

@@ -14,6 +14,7 @@ from pytest_llmbench.core.scores import EFFICIENCY, EFFICIENCY_NEEDS
 from pytest_llmbench.core.yaml_source import nearest
 from pytest_llmbench.errors import ConfigError
 from pytest_llmbench.profiles.base import Profile
+from pytest_llmbench.profiles.batch import BatchProfile
 from pytest_llmbench.profiles.interactive import InteractiveProfile
 from pytest_llmbench.profiles.long_context import LongContextProfile
 from pytest_llmbench.profiles.quality import QualityProfile
@@ -57,8 +58,8 @@ class ProfileRegistry(Mapping[str, Profile]):
 
     def __init__(self) -> None:
         self._profiles: dict[str, Profile] = {}
-        for profile in (InteractiveProfile(), LongContextProfile(), QualityProfile(), StressProfile()):
-            self.add(profile)
+        for profile in (InteractiveProfile, LongContextProfile, BatchProfile, QualityProfile, StressProfile):
+            self.add(profile())
 
     def add(self, profile: Profile) -> None:
         """Register a profile. Raises ConfigError for a taken name, or a metric that is not in the registry."""

@@ -89,6 +89,14 @@ class Sensing:
 
         return cell_flags(self._of_this_cell(), self._facts)
 
+    def why_missing(self) -> Mapping[str, str]:
+        """Why this machine has nothing to tell for a metric: name → sentence. To be asked while the cell runs."""
+        if self._sampler is None:
+            return {}
+        from pytest_llmbench.telemetry.summary import why_missing
+
+        return why_missing(self._sampler.why_not)
+
     def end(self) -> None:
         """Stop. Safe to call again."""
         sampler, self._sampler = self._sampler, None
@@ -97,5 +105,6 @@ class Sensing:
 
     def _of_this_cell(self) -> Sequence[TelemetryRecord]:
         if not self._samples and self._sampler is not None:
+            self._sampler.now()  # counters of energy up to this moment
             self._samples = self._sampler.between(0, 1 << 62)
         return self._samples

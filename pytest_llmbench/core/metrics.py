@@ -339,7 +339,7 @@ METRICS: dict[str, Metric] = {
             "frequency_drop_percent",
             "%",
             "lower",
-            "By how much the lowest CPU frequency was below the one at the beginning.",
+            "By how much the CPU frequency fell below the one at the beginning, for the slowest stretch of work.",
             maximum=100.0,
             exact=True,
         ),

@@ -82,7 +82,7 @@ FOUNDING_SETTINGS: dict[str, type[Section]] = {
 # What quick mode takes where the user has written nothing: all five profiles of a small model within three minutes.
 QUICK_SETTINGS: dict[str, dict[str, Any]] = {
     "interactive": {"output_tokens": 128, "short_answers": 1},
-    "long_context": {"test_sizes": [2048, 4096], "output_tokens": 32, "samples": 2},
+    "long_context": {"test_sizes": [1024, 2048], "output_tokens": 32, "samples": 2},
     "batch": {"num_documents": 12, "output_tokens": 48},
     "quality": {"questions": "quick", "output_tokens": 128},
     "stress": {"duration": 0.5, "sample_interval": 2, "output_tokens": 128},

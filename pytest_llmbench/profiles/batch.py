@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pytest_llmbench.client.generation import Generation
 from pytest_llmbench.core.records import RequestRecord
 from pytest_llmbench.core.settings import BatchSettings
+from pytest_llmbench.core.statistics import median
 from pytest_llmbench.errors import MeasurementInvalid, RequestError
 from pytest_llmbench.profiles.base import STOOD_STILL, Measurement, ProfileContext, nonce
 from pytest_llmbench.profiles.batch_results import Batch, Done, add_memory, summarise
@@ -92,7 +93,9 @@ class _Asking:
         if not batch.samples:
             raise _nothing_measured(batch, self._tokens)
         adjusted, _ = without_work(batch.seconds, [one.work for one in batch.samples])
-        for index in far_off(adjusted, self._context.rule)[:MOST_AGAIN]:
+        middle = median(adjusted)
+        strays = sorted(far_off(adjusted, self._context.rule), key=lambda index: -abs(adjusted[index] - middle))
+        for index in strays[:MOST_AGAIN]:
             first = batch.samples[index]
             batch.again.append((first, self._ask(first.document, again=True)))
         return batch

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_llmbench.core.records import CellRecord
@@ -57,20 +57,24 @@ def scores(records: Sequence[CellRecord]) -> list[str]:
 
 def where_the_time_went(records: Sequence[CellRecord]) -> list[str]:
     """The cells' time by profile and by phase, longest first."""
-    by_profile: Counter[str] = Counter()
-    by_phase: Counter[str] = Counter()
+    by_profile: defaultdict[str, float] = defaultdict(float)
+    by_phase: defaultdict[str, float] = defaultdict(float)
     for record in records:
         by_profile[record.profile] += record.duration_seconds
-        by_phase.update(record.phases_seconds)
+        for name, seconds in record.phases_seconds.items():
+            by_phase[name] += seconds
         by_phase["rest"] += max(0.0, record.duration_seconds - sum(record.phases_seconds.values()))
     whole = sum(by_profile.values())
     if not any(record.phases_seconds for record in records):
         return []
-    profiles = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in by_profile.most_common() if seconds >= 0.5)
-    phases = ", ".join(
-        f"{_PHASES.get(name, name)} {seconds:.0f} s" for name, seconds in by_phase.most_common() if seconds >= 0.5
-    )
+    profiles = _longest_first(by_profile)
+    phases = _longest_first({_PHASES.get(name, name): seconds for name, seconds in by_phase.items()})
     return [f"the cells took {whole:.0f} s, by profile: {profiles}", f"by phase: {phases}"] if profiles else []
+
+
+def _longest_first(seconds: Mapping[str, float]) -> str:
+    ordered = sorted(seconds.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{name} {some:.0f} s" for name, some in ordered if some >= 0.5)
 
 
 def _name(one: Configuration) -> str:

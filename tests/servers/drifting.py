@@ -149,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(500, {"error": {"message": "out of luck"}})
         else:
             self._answer(body, number)
-        print("served", flush=True)
+        print("served", flush=True)  # noqa: T201 -- this is how it reports
 
     def _grow(self, megabytes: float) -> None:
         if megabytes > 0:
@@ -214,7 +214,7 @@ def main() -> None:
     _Handler.faults = Faults(**given)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
-    print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)
+    print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)  # noqa: T201
     serving = threading.Thread(target=server.serve_forever, args=(0.02,))
     serving.start()
     sys.stdin.read()

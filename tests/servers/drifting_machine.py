@@ -1,24 +1,27 @@
-"""The machine of a drifting server: its sensors, and a batch that is measured on it."""
+"""The machine of a drifting server: its sensors, and what profiles measure on it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from pytest_llmbench.client.endpoint import LLAMA_CPP, Capabilities, Endpoint
 from pytest_llmbench.core.records import RequestRecord, TelemetryRecord
-from pytest_llmbench.core.settings import BatchSettings
+from pytest_llmbench.core.settings import BatchSettings, StressSettings
 from pytest_llmbench.core.statistics import StoppingRule
 from pytest_llmbench.errors import LlmbenchError, RequestError, ServerError
-from pytest_llmbench.profiles.base import Measurement, ProfileContext
+from pytest_llmbench.profiles.base import Disturbance, Measurement, ProfileContext
 from pytest_llmbench.profiles.batch import BatchProfile
 from tests.servers.drifting import DriftingServer
 
 DATA = Path(__file__).parents[2] / "data"
+OF_THE_DYING = {"connection_refused", "connection_lost", "stream_truncated", "unreachable"}
+DYING_SECONDS = 2.0
 _COOL, _HOT = (62.0, 3000.0, 0.0), (95.0, 2400.0, 1.0)  # degrees Celsius, MHz, throttle events
 
 
@@ -57,48 +60,69 @@ class Machine:
         return [one for one in self.taken if begin_ns <= one.t_ns <= end_ns]
 
 
-def measure_batch(
+class Stood:
+    """Something stood still."""
+
+    sentence = "the machine stood still for 3 s"
+
+
+def context_on(
     server: DriftingServer,
+    settings: BatchSettings | StressSettings,
     filed: list[RequestRecord] | None = None,
     *,
-    documents: int = 30,
-    tokens: int = 16,
     chat: bool = False,
     blind: bool = False,
     data: Sequence[Path] = (DATA,),
-) -> Measurement:
-    """Run the batch profile on a drifting server.
+    still: Collection[int] = (),
+) -> ProfileContext:
+    """What a profile may use of a drifting server.
 
     Args:
         filed: takes the records.
         chat: over OpenAI's chat, of a server that can not ignore the end of sequence.
         blind: whether the server's memory can not be read.
-
-    Raises:
-        LlmbenchError: as the profile does.
+        data: where the documents are looked for.
+        still: requests during which something stood still, by number.
     """
     records = [] if filed is None else filed
 
     def explain(error: RequestError) -> LlmbenchError:
-        deadline = time.monotonic() + 2
-        while server.alive and error.code in {"connection_lost", "connection_refused"} and time.monotonic() < deadline:
+        deadline = time.monotonic() + DYING_SECONDS
+        while server.alive and error.code in OF_THE_DYING and time.monotonic() < deadline:
             time.sleep(0.01)
         return error if server.alive else ServerError("server_died", "it died")
+
+    def disturbance(_begin_ns: int, _end_ns: int) -> Disturbance | None:
+        return Stood() if context.next_index - 1 in still else None
 
     endpoint = Endpoint(
         base_url=server.url,
         protocol="openai_chat" if chat else "llama_cpp",
         capabilities=Capabilities() if chat else LLAMA_CPP,
     )
-    return BatchProfile().run(
-        ProfileContext(
-            endpoint=endpoint,
-            settings=BatchSettings(num_documents=documents, output_tokens=tokens),
-            rule=StoppingRule(6, 20, 5.0, 60.0, {}),
-            nodeid="test_batch[drifting]",
-            data_dirs=data,
-            sink=records.append,
-            on_failure=explain,
-            telemetry=Machine(server, blind),
-        )
+    context = ProfileContext(
+        endpoint=endpoint,
+        settings=settings,
+        rule=StoppingRule(6, 20, 5.0, 60.0, {}),
+        nodeid="test_drifting",
+        data_dirs=data,
+        sink=records.append,
+        on_failure=explain,
+        telemetry=Machine(server, blind),
+        disturbance=disturbance,
     )
+    return context
+
+
+def measure_batch(
+    server: DriftingServer,
+    filed: list[RequestRecord] | None = None,
+    *,
+    documents: int = 30,
+    tokens: int = 16,
+    **how: Any,
+) -> Measurement:
+    """Run the batch profile on a drifting server; see :func:`context_on`. Raises LlmbenchError as the profile does."""
+    settings = BatchSettings(num_documents=documents, output_tokens=tokens)
+    return BatchProfile().run(context_on(server, settings, filed, **how))

@@ -11,6 +11,7 @@ from pytest_llmbench.adapters.cell_run import CellRun
 from pytest_llmbench.adapters.measuring import Measuring
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import MemoryRecord, ServerInfo
+from pytest_llmbench.core.thresholds import Limit
 from pytest_llmbench.errors import MeasurementInvalid, RequestError
 from pytest_llmbench.profiles.base import Measurement, ProfileContext
 
@@ -62,10 +63,13 @@ class Sensing:
     def doubts(self) -> list[tuple[str, str]]:
         return [("throttled", "it was hot")]
 
+    def why_missing(self) -> dict[str, str]:
+        return {"gpu_temperature_celsius": "there is no GPU"}
+
     def follow(self, server_pid: int | None) -> None: ...
 
 
-def measuring(profile: Profile, run: CellRun, loads: int) -> Measuring:
+def measuring(profile: Profile, run: CellRun, loads: int, limits: tuple[Limit, ...] = ()) -> Measuring:
     suite: Any = SimpleNamespace(
         profiles={"fake": profile},
         settings={"fake": None},
@@ -77,11 +81,11 @@ def measuring(profile: Profile, run: CellRun, loads: int) -> Measuring:
         watches=SimpleNamespace(disturbance=None),
         controller=None,
     )
-    return Measuring(suite, run, (), lambda record: None, lambda error: RequestError("x", "y"))
+    return Measuring(suite, run, limits, lambda record: None, lambda error: RequestError("x", "y"))
 
 
 def measured(
-    profile: Profile, loads: int = 1, *, can_reload: bool = True, **run_fields: Any
+    profile: Profile, loads: int = 1, *, can_reload: bool = True, limits: tuple[Limit, ...] = (), **run_fields: Any
 ) -> tuple[Measurement, CellRun]:
     starts = [1]
 
@@ -91,7 +95,7 @@ def measured(
 
     run = CellRun(CELL, "n", "2026-01-31T23:59:59Z", 0.0, server=Server(1), **run_fields)  # type: ignore[arg-type]
     run.reload = reload if can_reload else None
-    measurement = measuring(profile, run, loads).measure()
+    measurement = measuring(profile, run, loads, limits).measure()
     return measurement, run
 
 
@@ -155,6 +159,13 @@ def test_what_every_cell_knows_is_added_but_not_over_what_the_profile_found() ->
     assert "it was hot" in measurement.notes
     peak = measurement.metrics["peak_memory_gb"]
     assert (peak.ci_low, peak.ci_high) == (4, 4)
+
+
+def test_why_a_limit_decides_nothing_is_said() -> None:
+    limit = Limit("max_gpu_temperature_celsius", "gpu_temperature_celsius", "max", 80, critical=True)
+    measurement, _ = measured(Profile([10.0] * 6), limits=(limit,))
+    expected = "gpu_temperature_celsius was not measured, so its limit decides nothing: there is no GPU"
+    assert expected in measurement.notes
 
 
 def test_what_came_from_the_page_cache_says_nothing_of_the_disk() -> None:

@@ -24,8 +24,9 @@ def test_only_what_is_done_again_is_set_aside(tmp_path: Path, again: str) -> Non
     folder = RunFolder(tmp_path, "run")
     for nodeid in ODD:
         folder.append_cell(cell_record(nodeid=nodeid))
-        folder.append_to("requests",
-            RequestRecord(cell=nodeid, index=0, phase="sample", ok=True, protocol="p", t_send_ns=1, t_end_ns=2)
+        folder.append_to(
+            "requests",
+            RequestRecord(cell=nodeid, index=0, phase="sample", ok=True, protocol="p", t_send_ns=1, t_end_ns=2),
         )
     rest = [nodeid for nodeid in ODD if nodeid != again]
     set_aside_cells(folder.path, {again})

@@ -76,7 +76,7 @@ def test_what_is_shown() -> None:
     assert second.startswith("a-model-with-a-rather-long-name-13B-Instruct · t1 ")
     assert third.split()[-1] == "invalid"
     title, header, row = lines[6:9]
-    assert (title, header.split()[:4]) == ("long_context", ["model", "quant", "usable", "tokens"])
+    assert (title, header.split()[:3]) == ("long_context", ["model", "quant", "usable"])
     assert row.split() == ["tiny", "Q4_1", "–", "–", "–", "–", "–", "–", "error"]
     text = "\n".join(lines)
     assert "✓ min_tokens_per_sec: at least 2.0 tokens/s, observed 71.2 tokens/s" in text
