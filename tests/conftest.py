@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# The plugins that only plugin/test_neighbours.py is about; see addopts in pyproject.toml.
+WITHOUT_NEIGHBOURS = "-p no:randomly -p no:random_order -p no:pytest_order -p no:rerunfailures"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -30,7 +33,6 @@ def own_runtime_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 
 @pytest.fixture
 def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """Runs without the plugins that only ``plugin/test_neighbours.py`` is about; see ``addopts`` in pyproject.toml."""
-    neighbours = ("randomly", "random_order", "pytest_order", "rerunfailures")
-    monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in neighbours))
+    """Runs without the plugins that only ``plugin/test_neighbours.py`` is about."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", WITHOUT_NEIGHBOURS)
     return pytester

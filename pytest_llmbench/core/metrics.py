@@ -335,14 +335,6 @@ METRICS: dict[str, Metric] = {
             "How late a sleeping probe on the same machine is woken: the 95th percentile.",
             decimals=2,
         ),
-        Metric(
-            "frequency_drop_percent",
-            "%",
-            "lower",
-            "By how much the CPU frequency fell below the one at the beginning, for the slowest stretch of work.",
-            maximum=100.0,
-            exact=True,
-        ),
         # every profile
         Metric(
             "load_seconds",
@@ -392,6 +384,14 @@ METRICS: dict[str, Metric] = {
             exact=True,
         ),
         Metric(
+            "frequency_drop_percent",
+            "%",
+            "lower",
+            "By how much the CPU frequency fell below the one at the beginning, for the slowest stretch of work.",
+            maximum=100.0,
+            exact=True,
+        ),
+        Metric(
             "throttle_events",
             "events",
             "lower",
@@ -433,6 +433,7 @@ COMMON_METRICS: tuple[str, ...] = (
     "load_read_mb_per_second",
     "peak_memory_gb",
     "swap_gb",
+    "frequency_drop_percent",
     "cpu_temperature_celsius",
     "gpu_temperature_celsius",
     "throttle_events",

@@ -124,14 +124,18 @@ def _each(number_of: Callable[[RequestRecord], float | None], records: list[Requ
 
 
 def _add_first_sentence(measurement: Measurement, records: list[RequestRecord]) -> None:
-    """Only where every answer has a sentence that ends: those without have the longest ones."""
+    """The median of all answers, of which those without a sentence that ends take longest, however long that is."""
     seconds = _each(streams.first_sentence_seconds, records)
-    if len(seconds) == len(records):
+    unknown = len(records) - len(seconds)
+    if not unknown:
         measurement.add_median("first_sentence_seconds", seconds)
         return
+    if unknown < len(seconds):
+        middle = median([*seconds, *[max(seconds)] * unknown])  # of more, no longest one is the middle one
+        measurement.add("first_sentence_seconds", middle, None, len(records))
     measurement.notes.append(
-        f"in {len(records) - len(seconds)} of {len(records)} answers no sentence is known to end; "
-        "the time to the first sentence is not measured"
+        f"in {unknown} of {len(records)} answers no sentence is known to end; "
+        + ("they count as the longest" if unknown < len(seconds) else "the time to the first sentence is not measured")
     )
 
 

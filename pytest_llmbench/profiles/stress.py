@@ -75,7 +75,6 @@ class StressProfile:
         "sustained_tokens_per_second",
         "decay_percent_per_hour",
         "scheduling_delay_ms",
-        "frequency_drop_percent",  # of the cell's telemetry, which yields it for every profile; a limit is for this one
     )
     settings_model = StressSettings
 

@@ -18,6 +18,7 @@ from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.core.thresholds import judge, limits_in_force
 from pytest_llmbench.runtime.run_folder import read_cells
 from tests.integration.suite import EmbeddedSuite
+from tests.conftest import WITHOUT_NEIGHBOURS
 from tests.plugin.bench import SUITE
 
 PROFILES = ("interactive", "long_context", "batch", "quality", "stress")
@@ -76,6 +77,7 @@ class FiveProfiles(EmbeddedSuite):
         super().__init__(path, model_path)
         self.settings = SETTINGS
         self.config["profiles"] = list(PROFILES)
+        self.config["blocking"] = {"stress_selection": False}  # a model this small does not do well
         self.write("conftest.py", SENSORS)
         for profile in PROFILES:
             self.write(f"suites/test_{profile}.py", SUITE.replace("interactive", profile))
@@ -100,7 +102,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator[
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     suite = FiveProfiles(path, model)
     try:
-        suite.run()
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setenv("PYTEST_ADDOPTS", WITHOUT_NEIGHBOURS)
+            monkeypatch.setenv("LLMBENCH_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+            suite.run()
         yield suite
     finally:
         suite.end()

@@ -87,6 +87,9 @@ def context_on(
     """
     records = [] if filed is None else filed
 
+    def file(record: RequestRecord) -> None:
+        records.append(record)
+
     def explain(error: RequestError) -> LlmbenchError:
         deadline = time.monotonic() + DYING_SECONDS
         while server.alive and error.code in OF_THE_DYING and time.monotonic() < deadline:
@@ -107,7 +110,7 @@ def context_on(
         rule=StoppingRule(6, 20, 5.0, 60.0, {}),
         nodeid="test_drifting",
         data_dirs=data,
-        sink=records.append,
+        sink=file,
         on_failure=explain,
         telemetry=Machine(server, blind),
         disturbance=disturbance,

@@ -92,10 +92,18 @@ class TestTheStory:
         found = measure(Script([answer(ttft=0.3, piece_characters=characters)]), monkeypatch)
         assert value(found, "first_sentence_seconds") == pytest.approx(0.3)
 
-    def test_without_a_sentence_has_no_time_until_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_a_sentence_counts_as_the_one_that_took_longest(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        whole = measure(Script([answer()]), monkeypatch)
         found = measure(Script([answer(), answer(text="word " * 30), answer()]), monkeypatch)
-        assert "first_sentence_seconds" not in found.metrics
+        metric = found.metrics["first_sentence_seconds"]
+        assert metric.value == pytest.approx(value(whole, "first_sentence_seconds"))
+        assert (metric.ci_low, metric.ci_high, metric.n) == (None, None, 6)
         assert any("in 1 of 6 answers no sentence" in note for note in found.notes)
+
+    def test_that_are_mostly_without_a_sentence_have_no_time_until_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = measure(Script([answer(text="word " * 30)]), monkeypatch)
+        assert "first_sentence_seconds" not in found.metrics
+        assert any("not measured" in note for note in found.notes)
 
     def test_that_is_short_has_no_windows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         script = Script([answer(tokens=20)], warmup=answer(tokens=20))
