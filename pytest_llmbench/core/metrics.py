@@ -102,8 +102,8 @@ METRICS: dict[str, Metric] = {
             "variance_percent",
             "%",
             "lower",
-            "How uneven it is: in interactive use of the token rate over windows of the stream, within and "
-            "between requests; in batch use of the time per document.",
+            "How uneven it is: in interactive use of the token rate over windows of the stream, within and between "
+            "requests; in batch use of the time per document, without what its length explains.",
             formula="100 · standard deviation / mean",
         ),
         Metric(
@@ -247,8 +247,8 @@ METRICS: dict[str, Metric] = {
             "degradation_percent",
             "%",
             "lower",
-            "By how much the last ten documents took longer than the first ten: Hodges-Lehmann ratio; below "
-            "0: they were faster.",
+            "By how much the last ten documents (of fewer than twenty: the last third) took longer than the first ten, "
+            "without what their lengths explain: Hodges-Lehmann ratio; below 0: they were faster.",
         ),
         Metric(
             "memory_slope_mb_per_document",

@@ -173,8 +173,8 @@ def _add_evenness(
     measurement.sampling["raw_variance_percent"] = raw
     if depends:
         measurement.notes.append(
-            f"times vary by {raw:.1f} %; what the documents' lengths explain of that is not in variance_percent, "
-            "in degradation_percent and in the search for a slow-down"
+            "what the documents' lengths explain is taken out of variance_percent, of degradation_percent and of the "
+            f"search for a slow-down; the times as they are vary by {raw:.1f} %"
         )
 
 
