@@ -62,7 +62,7 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
     check_variants(config, backends.serving)
     _check_profiles(config, profiles)
     _check_thresholds(config, models, profiles)
-    settings = _settings(config, profiles, mode)
+    settings = _settings(config, profiles, mode, rootdir)
     matrix = build_matrix(config, models, mode, backends.serving)
     require_base_urls(config, matrix)
     for index, model in enumerate(models.value.models):
@@ -245,7 +245,7 @@ def _check_thresholds(config: Loaded[Config], models: Loaded[Models], profiles: 
                     raise document.error((*where, "thresholds", profile, key), str(exc)) from exc
 
 
-def _settings(config: Loaded[Config], profiles: ProfileRegistry, mode: str) -> dict[str, Any]:
+def _settings(config: Loaded[Config], profiles: ProfileRegistry, mode: str, rootdir: Path) -> dict[str, Any]:
     """Each profile's settings, validated by its own model, or by the founding one where it does not exist yet."""
     written = split_settings(config)
     shapes: dict[str, type[Any]] = {**FOUNDING_SETTINGS, **{name: p.settings_model for name, p in profiles.items()}}
@@ -258,6 +258,9 @@ def _settings(config: Loaded[Config], profiles: ProfileRegistry, mode: str) -> d
             result[name] = profile.settings_model(**settings_in_mode(name, written.get(name, {}), mode))
         except ValueError as exc:  # a user's model; ours was checked above
             raise config.document.error(("settings", name), str(exc).replace("\n", "; ")) from exc
+        check = getattr(profile, "check_settings", None)
+        if check is not None and name in config.value.profiles:
+            check(result[name], rootdir)
     return result
 
 

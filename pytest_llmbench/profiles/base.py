@@ -256,7 +256,9 @@ class Profile(Protocol):
 
     A profile may also have ``needed_context(settings) -> int | None``: the tokens a server's context must hold for it,
     prompt and answer together; or ``context_sizes(settings) -> Sequence[int]``, ascending: those it would like to have,
-    of which the server is given the largest that the model and the memory allow.
+    of which the server is given the largest that the model and the memory allow. And
+    ``check_settings(settings, rootdir)``, called at start: it raises ConfigError for files that settings name and that
+    can not be used.
     """
 
     name: str

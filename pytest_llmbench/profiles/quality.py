@@ -85,6 +85,11 @@ class QualityProfile:
         """Room for a question in whatever template, and the answer."""
         return PROMPT_TOKENS_AT_MOST + settings.output_tokens
 
+    def check_settings(self, settings: QualitySettings, rootdir: Path) -> None:
+        """Read a user's own questions before anything is started. Raises ConfigError: they can not be asked."""
+        if settings.questions_dir is not None:
+            _own_bank(rootdir, settings.questions_dir)
+
     def run(self, context: ProfileContext) -> Measurement:
         """See :class:`~pytest_llmbench.profiles.base.Profile`."""
         settings = context.settings
@@ -104,17 +109,23 @@ class QualityProfile:
 
 def _questions(context: ProfileContext) -> tuple[QuestionBank, Sequence[Question], str]:
     """The bank, what of it is asked, and what that is called. Raises CellError: ``questions_unusable``."""
-    from pytest_llmbench.core.questions import load_folder, load_questions
+    from pytest_llmbench.core.questions import load_questions
 
     settings = context.settings
     try:
         if settings.questions_dir is None:
             bank = load_questions(context.read_data(BANK_FILE), BANK_FILE)
             return bank, bank.part(settings.questions), settings.questions
-        bank = load_folder(_own_files(context.rootdir, settings.questions_dir))
+        bank = _own_bank(context.rootdir, settings.questions_dir)
     except ConfigError as exc:
         raise CellError("questions_unusable", f"the questions can not be asked: {exc}") from exc
     return bank, bank.questions, settings.questions_dir
+
+
+def _own_bank(rootdir: Path, folder: str) -> QuestionBank:
+    from pytest_llmbench.core.questions import load_folder
+
+    return load_folder(_own_files(rootdir, folder))
 
 
 def _own_files(rootdir: Path, folder: str) -> dict[str, str]:

@@ -193,3 +193,21 @@ def test_quantization_that_no_mode_selects_is_announced(bench: Bench) -> None:
     result.stdout.fnmatch_lines(
         ["llmbench: configs/models.yaml:*: models?0?.served.q8_0: in neither mode's quantizations*; never run"]
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [(None, "is no folder"), ("{", "not valid JSON"), ('[{"id": "a", "category": "c", "prompt": "p"}]', "a")],
+    ids=["absent", "torn", "without a scorer"],
+)
+def test_own_questions_that_can_not_be_asked_are_found_before_anything_starts(
+    bench: Bench, text: str | None, complaint: str
+) -> None:
+    bench.config["profiles"] = ["quality"]
+    bench.config["settings"]["quality"] = {"questions_dir": "own"}
+    if text is not None:
+        bench.write("own/mine.json", text)
+    result = bench.run("suites/")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert complaint in result.stderr.str()
+    assert not (bench.path / "results").exists()
