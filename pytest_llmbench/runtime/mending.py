@@ -13,6 +13,7 @@ from pytest_llmbench.errors import RecordError
 
 SUPERSEDED = "superseded.jsonl"
 SUPERSEDED_REQUESTS = "superseded_requests.jsonl"
+SUPERSEDED_SAMPLES = "superseded_telemetry.jsonl"
 _BLOCK_BYTES = 1 << 16
 # The beginning of each line as it is written; reading all of a long run's JSON would take many seconds.
 _CELL_OF_REQUEST = re.compile(rb'\{"schema_version":\d+,"cell":("(?:[^"\\]|\\.)*")')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
@@ -54,8 +54,8 @@ def cell_metrics(
 ) -> dict[str, float]:
     """Metrics of the registry by name; what the samples do not tell is left out.
 
-    Energy is counted from the first sample of the server on, so that loading is not in it; what it took while nothing
-    was asked is.
+    Energy is counted from the first sample of a server on to its last, so that loading is not in it; what it took while
+    nothing was asked is.
 
     Args:
         samples: of one cell, in order.
@@ -70,10 +70,10 @@ def cell_metrics(
         metrics["throttle_events"] = events
     if swapped := _values(samples, "server_swap_bytes"):
         metrics["swap_gb"] = max(swapped) / _GB
-    served = _served(samples)
+    servers = _by_server(samples)
     for name, joules in (
-        ("package_joules_per_token", _rise(served, "package_energy_joules_total")),
-        ("gpu_joules_per_token", _gpu_joules(served)),
+        ("package_joules_per_token", _sum(_rise(served, "package_energy_joules_total") for served in servers)),
+        ("gpu_joules_per_token", _sum(_gpu_joules(served) for served in servers)),
     ):
         if tokens and joules is not None:
             metrics[name] = joules / tokens
@@ -151,9 +151,10 @@ def _busy_machine(samples: Sequence[TelemetryRecord], facts: Mapping[str, Primit
     where no core is idle. Where one is, the kernel moves the others there; from a tenth of the machine on they are
     in the way all the same, in caches and at the memory.
     """
-    served = _served(samples) or samples
-    during = served[1:]  # shares of time are of what was before a sample: of the first, that is another cell's
-    seconds = (served[-1].t_ns - served[0].t_ns) / _NS if served else 0.0
+    servers = _by_server(samples) or ([samples] if samples else [])
+    # Shares of time are of what was before a sample: of the first, that is another cell's, or the loading of a model.
+    during = [sample for served in servers for sample in served[1:]]
+    seconds = sum(served[-1].t_ns - served[0].t_ns for served in servers) / _NS
     busy, steal = _values(during, "cpu_busy_percent"), _values(during, "cpu_steal_percent")
     if min(len(busy), len(steal)) < _LEAST_SAMPLES or seconds < _LEAST_SECONDS:
         return
@@ -162,7 +163,8 @@ def _busy_machine(samples: Sequence[TelemetryRecord], facts: Mapping[str, Primit
             f"the hypervisor gave {fmean(steal):.0f} % of this virtual machine's CPU time to others; "
             "run it on dedicated cores, or on a machine of its own"
         )
-    count, server_seconds = facts.get("cpu_count"), _rise(served, "server_cpu_seconds_total")
+    count = facts.get("cpu_count")
+    server_seconds = _sum(_rise(served, "server_cpu_seconds_total") for served in servers)
     if not isinstance(count, int) or server_seconds is None:
         return
     others = count * fmean(busy) / 100 - server_seconds / seconds
@@ -214,6 +216,24 @@ def _while_busy(samples: Sequence[TelemetryRecord]) -> Iterator[TelemetryRecord]
 def _served(samples: Sequence[TelemetryRecord]) -> list[TelemetryRecord]:
     """Those that tell of the server."""
     return [sample for sample in samples if "server_cpu_seconds_total" in sample.values]
+
+
+def _by_server(samples: Sequence[TelemetryRecord]) -> list[list[TelemetryRecord]]:
+    """Those that tell of a server, apart for each: where the CPU time used has fallen, it was loaded again."""
+    servers: list[list[TelemetryRecord]] = []
+    used = 0.0
+    for sample in _served(samples):
+        if not servers or sample.values["server_cpu_seconds_total"] < used:
+            servers.append([])
+        servers[-1].append(sample)
+        used = sample.values["server_cpu_seconds_total"]
+    return servers
+
+
+def _sum(parts: Iterable[float | None]) -> float | None:
+    """Of those that are known; None where none is."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None
 
 
 def _gpu_joules(samples: Sequence[TelemetryRecord]) -> float | None:

@@ -141,9 +141,23 @@ def test_a_torn_line_is_cut_and_a_repeated_record_set_aside(four: Bench) -> None
     cells.write_text(first + second + third + first + last[:50])
     requests = four.latest / "requests.jsonl"
     requests.write_text(requests.read_text() + '{"schema_version":1,"cell":"torn')
+    telemetry = four.latest / "telemetry.jsonl"
+    sensed = {(sample["cell"], sample["t_ns"]) for sample in lines(telemetry)}
+    telemetry.write_text(telemetry.read_text() + '{"schema_version":1,"cell":"torn')
     four.run("suites/", "--llmbench-resume", "latest").assert_outcomes(passed=4)
     assert statuses(four) == dict.fromkeys("abcd", "passed")
     assert len(four.requests()) == 4 * 7
+    kept = {(sample["cell"], sample["t_ns"]) for sample in four.lines("telemetry.jsonl")}
+    assert {sample for sample in sensed if sample[0] != nodeid("d")} <= kept
+    assert not {sample for sample in sensed if sample[0] == nodeid("d")} & kept  # a clock of another process
+
+
+def test_what_the_sensors_told_stays_when_nothing_is_left_to_measure(four: Bench) -> None:
+    four.run("suites/")
+    before = json.loads((four.latest / "run.json").read_text())["sensors"]
+    assert before
+    four.run("suites/", "--llmbench-resume", "latest").assert_outcomes(passed=4)
+    assert json.loads((four.latest / "run.json").read_text())["sensors"] == before
 
 
 def test_a_changed_configuration_is_refused_with_the_difference(cut_short: Bench) -> None:

@@ -61,6 +61,7 @@ def test_an_empty_file_gives_the_founding_defaults() -> None:
         "loads": 1,
         "inconclusive": "pass",
         "calibrate": True,
+        "telemetry": True,
         "overlap": "none",
     }
 
@@ -169,7 +170,7 @@ def test_a_misspelt_key_in_a_section_names_those_of_the_section() -> None:
     assert _refused_config("measurement:\n  min_sample: 6\n") == (
         "configs/config.yaml:2: measurement.min_sample: unknown key (did you mean 'min_samples'?); "
         "allowed: calibrate, inconclusive, loads, max_samples, max_seconds, min_samples, overlap, "
-        "target_half_width_percent"
+        "target_half_width_percent, telemetry"
     )
 
 

@@ -41,6 +41,22 @@ def working(cores: float = 4.0, count: int = 60, **values: Value) -> list[Teleme
     return samples(count, **usual | values)
 
 
+def reloaded(**values: Value) -> list[TelemetryRecord]:
+    """Two servers one after the other, for 20 samples each; loading the second takes 20 samples and two cores."""
+
+    def used(number: int) -> float:
+        return 40 + 2 * number if number < 20 else 40 + 2 * (number - 40)
+
+    found = working(used_by_server=used, cpu_busy_percent=50.0, **values)
+    for number, sample in enumerate(found):
+        total = sample.values.pop("used_by_server")
+        if 20 <= number < 40:
+            del sample.values["server_cpu_seconds_total"]
+        else:
+            sample.values["server_cpu_seconds_total"] = total
+    return found
+
+
 def codes(found: Sequence[TelemetryRecord], facts: dict[str, Primitive] | None = None) -> list[str]:
     return [code for code, _ in cell_flags(found, FACTS | (facts or {}))]
 
@@ -77,6 +93,14 @@ class TestMetrics:
         ]
         assert cell_metrics([*found[:10], *later], {}, 45)["package_joules_per_token"] == pytest.approx(90 / 45)
         assert cell_metrics(found, {}, 45) == {}  # no server was seen
+
+    def test_energy_does_not_count_that_the_model_is_loaded_again(self) -> None:
+        found = reloaded(package_energy_joules_total=lambda number: 10.0 * number, gpu_power_watts=20.0)
+        metrics = cell_metrics(found, {}, 38)
+        assert metrics["package_joules_per_token"] == pytest.approx(380 / 38)  # 19 steps of 10 J for each server
+        assert metrics["gpu_joules_per_token"] == pytest.approx(380 / 38)  # 19 steps of half a second at 20 W
+        counted = reloaded(gpu_energy_joules_total=lambda number: 10.0 * number, gpu_power_watts=1.0)
+        assert cell_metrics(counted, {}, 38)["gpu_joules_per_token"] == pytest.approx(380 / 38)
 
     @pytest.mark.parametrize("tokens", [None, 0])
     def test_energy_without_tokens(self, tokens: int | None) -> None:
@@ -261,3 +285,6 @@ class TestBusyMachine:
 
     def test_a_cell_too_short_to_tell(self) -> None:
         assert codes(working(count=4, cpu_busy_percent=100.0, cpu_steal_percent=50.0)) == []
+
+    def test_loading_the_model_again_is_not_taken_for_others(self) -> None:
+        assert codes(reloaded()) == []
