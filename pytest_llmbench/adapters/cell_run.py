@@ -24,6 +24,7 @@ class CellRun:
         refused_sizes: contexts it would have liked, and why its server has none so large.
         load_read_bytes: what the server read from the disk while it loaded.
         phases_seconds: where its time went, by phase.
+        answered_tokens: that all its requests were answered with; None where one was whose tokens nobody counted.
         reload: starts its server anew; None where that is not ours to do.
     """
 
@@ -52,7 +53,7 @@ class CellRun:
     memory_watch: MemoryWatch | None = None
     sent_requests: int = 0
     answered_requests: int = 0
-    answered_tokens: int = 0
+    answered_tokens: int | None = 0
     load_read_bytes: int | None = None
     phases_seconds: dict[str, float] = field(default_factory=dict)
     reload: Callable[[], RunningServer] | None = None

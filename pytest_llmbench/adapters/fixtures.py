@@ -103,8 +103,11 @@ def _provide(suite: Suite, cell: Cell, run: CellRun, config: pytest.Config) -> R
         suite.watches.begin_cell(run)
         suite.sensing.begin_cell(run.nodeid)
         running = _start(suite, run, choice, model_path, progress)
+    waited_seconds = run.waited_seconds
     _take_device(suite, run.spec or spec, run, config)
     _alone_where_it_computes(suite, running, run, config)
+    if run.waited_seconds > waited_seconds:
+        suite.sensing.begin_cell(run.nodeid)  # anew: what was sampled meanwhile is of what others measured
     watch(suite, run, running)
     return running
 
@@ -145,6 +148,7 @@ def _start(
         if smaller is None:
             raise
         choice = smaller
+        check_before_load(suite, run, choice.spec)  # what was predicted was of the larger one
         running = lease(choice)
     run.reload = reload if running.info.load_seconds is not None or choice.spec.kind == "ollama" else None
     return running

@@ -159,7 +159,10 @@ class LLM:
     def _file(self, record: RequestRecord) -> None:
         self._run.sent_requests += 1
         self._run.answered_requests += record.ok
-        self._run.answered_tokens += record.output_tokens or 0
+        if record.output_tokens is None and record.ok:
+            self._run.answered_tokens = None
+        elif self._run.answered_tokens is not None:
+            self._run.answered_tokens += record.output_tokens or 0
         self._suite.file_line("requests", record)
 
     def _explain_failure(self, error: RequestError) -> LlmbenchError:

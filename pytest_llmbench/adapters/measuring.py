@@ -92,6 +92,8 @@ class Measuring:
         )
         now = server.identity()
         ended_early = "aborted" in measurement.flags  # what was measured stands, though its server may not
+        if identity is not None and now is None and not ended_early and not server.alive:
+            raise server.death()
         if (
             identity is not None and now != identity and not ended_early
         ):  # a supervisor may have put another in its place
@@ -104,6 +106,7 @@ class Measuring:
         measurement.notes.extend(server.notes)
         for flag in server.flags:
             measurement.flag(flag)
+        _add_exactly(measurement, _of_the_load(run))
         return measurement
 
 
@@ -159,9 +162,7 @@ def _add_what_is_known_of_every_cell(
     suite: Suite, run: CellRun, limits: Sequence[Limit], measurement: Measurement
 ) -> None:
     """The metrics of :data:`~pytest_llmbench.core.metrics.COMMON_METRICS`, and the scores that follow."""
-    for name, value in {**_of_the_server(run), **suite.sensing.metrics(run.answered_tokens)}.items():
-        if name not in measurement.metrics:
-            measurement.add_exact(name, value)
+    _add_exactly(measurement, {**_of_the_memory(run), **suite.sensing.metrics(run.answered_tokens)})
     for flag, sentence in suite.sensing.doubts():
         measurement.flag(flag)
         measurement.notes.append(sentence)
@@ -176,16 +177,27 @@ def _add_what_is_known_of_every_cell(
         measurement.notes.append(OVERLAP_NOTES[suite.config.measurement.overlap])
 
 
-def _of_the_server(run: CellRun) -> Mapping[str, float]:
+def _add_exactly(measurement: Measurement, known: Mapping[str, float]) -> None:
+    for name, value in known.items():
+        if name not in measurement.metrics:
+            measurement.add_exact(name, value)
+
+
+def _of_the_load(run: CellRun) -> Mapping[str, float]:
     known: dict[str, float] = {}
     load_seconds = run.server.info.load_seconds if run.server is not None else None
     if load_seconds is not None:
         known["load_seconds"] = load_seconds
         if load_seconds > 0 and (run.load_read_bytes or 0) >= _LEAST_READ_BYTES:
             known["load_read_mb_per_second"] = (run.load_read_bytes or 0) / 1e6 / load_seconds
+    return known
+
+
+def _of_the_memory(run: CellRun) -> Mapping[str, float]:
+    known: dict[str, float] = {}
     memory = run.memory
     if memory is not None and memory.observed_peak_bytes is not None:
-        known["peak_memory_gb"] = memory.observed_peak_bytes / 1e9
+        known["peak_memory_gb"] = (memory.observed_peak_bytes + (memory.observed_device_bytes or 0)) / 1e9
         if memory.observed_swap_bytes is not None:
             known["swap_gb"] = memory.observed_swap_bytes / 1e9
     return known

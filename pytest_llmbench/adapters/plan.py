@@ -15,6 +15,7 @@ import pytest
 
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.progress import tell
+from pytest_llmbench.adapters.server_choice import refuse_the_same_of, trained_tokens
 from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.core.cell import Cell, ServerSpec
 from pytest_llmbench.core.config import ModelEntry
@@ -23,7 +24,7 @@ from pytest_llmbench.core.memory import estimate_from_size
 from pytest_llmbench.core.plan import Expected, Plan, PlannedCell, PlannedMemory, Room, downloads_of, total_bytes
 from pytest_llmbench.core.quantities import gigabytes
 from pytest_llmbench.core.records import Reason
-from pytest_llmbench.errors import CellError, ModelError, ModelNotDownloaded, ServerError
+from pytest_llmbench.errors import CellError, ModelError, ModelNotDownloaded, SameAsAnother, ServerError
 from pytest_llmbench.runtime.available import AvailableMemory
 from pytest_llmbench.runtime.memory_check import Prediction
 from pytest_llmbench.runtime.modelstore.transfer import require_disk_space
@@ -149,7 +150,7 @@ class _Planner:
         specs = [self._suite.spec(cell, size) for size in reversed(self._suite.context_sizes(cell.profile))]
         if not specs or specs[0].model_file is None or not _needs_server(item):
             return self._suite.spec(cell)
-        return next((spec for spec in specs if self._predicted(spec, cell)[1] is None), specs[-1])
+        return next((spec for spec in specs if self._predicted(spec, cell)[1] is _RUN), specs[-1])
 
     def _cell(self, item: pytest.Item, cell: Cell, spec: ServerSpec) -> PlannedCell:
         planned = PlannedCell(
@@ -164,6 +165,8 @@ class _Planner:
         if spec.model_file is not None and _needs_server(item):
             memory, predicted = self._predicted(spec, cell)
             facts = self._facts(self._suite.matrix.of(cell).model, cell.quantization)
+            if outcome is None and predicted is _RUN:
+                outcome = self._same_again(cell, spec, facts.header)
             outcome = outcome or predicted
             planned = replace(
                 planned,
@@ -176,6 +179,14 @@ class _Planner:
         outcome = outcome or _RUN
         seconds = self._suite.history.duration_seconds(item.nodeid, spec.kind) if outcome.expected == "run" else None
         return replace(planned, expected=outcome.expected, reason=outcome.reason, expected_seconds=seconds)
+
+    def _same_again(self, cell: Cell, spec: ServerSpec, header: GgufHeader | None) -> _Outcome | None:
+        """What a run would find to be measured already, as all that is planned before would be."""
+        try:
+            refuse_the_same_of(self._suite, cell, spec, header)
+        except SameAsAnother as exc:
+            return _Outcome("skip", _reason(exc))
+        return None
 
     def _predicted(self, spec: ServerSpec, cell: Cell) -> tuple[PlannedMemory | None, _Outcome]:
         """A server's memory and what follows from it, in the order in which a run finds it out."""
@@ -307,9 +318,8 @@ def _marked(item: pytest.Item) -> _Outcome | None:
 
 def _beyond_training(spec: ServerSpec, cell: Cell, header: GgufHeader | None) -> ServerError | None:
     """What llama.cpp's server would be found to be: it gives a slot no more context than the model was trained for."""
-    trained = header.context_length if header is not None else None
-    scaled = any("rope" in argument or "yarn" in argument for argument in spec.extra_args)
-    if trained is None or spec.kind not in _LLAMA_CPP_KINDS or scaled or (spec.context_size or 0) <= trained:
+    trained = trained_tokens(spec, header) if header is not None else None
+    if trained is None or spec.kind not in _LLAMA_CPP_KINDS or (spec.context_size or 0) <= trained:
         return None
     return ServerError(
         "context_mismatch",

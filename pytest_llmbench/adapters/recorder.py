@@ -183,7 +183,7 @@ class Recorder:
             self._description["selected_cells"] = max(
                 self._selected_cells + len(others), int(before.get("selected_cells") or 0)
             )
-            kept = ("started_at", "command_line", "calibration")
+            kept = ("started_at", "command_line", "calibration", "sensors")
             self._description |= {key: before[key] for key in kept if key in before}
         try:
             suite.folder.create(self._description)
@@ -272,7 +272,7 @@ class Recorder:
                 "finished_at": utc_now(),
                 "exit_status": int(session.exitstatus),
                 "servers": sorted(servers),
-                "sensors": suite.sensors or self._description.get("sensors", {}),
+                "sensors": self._description.get("sensors", {}) | suite.sensors,
                 "calibration": suite.folder.take_calibration() or self._description.get("calibration"),
             }
             suite.folder.describe({**self._description, **ending})

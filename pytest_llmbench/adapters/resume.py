@@ -21,6 +21,7 @@ from pytest_llmbench.runtime.mending import (
     set_aside_cells,
     set_aside_repeated_cells,
     set_aside_requests,
+    set_aside_samples,
 )
 from pytest_llmbench.runtime.run_folder import RunFolder, find_run, read_cells
 
@@ -146,7 +147,7 @@ def prepare(earlier: EarlierRun, folder: RunFolder, selected: Sequence[str]) -> 
     finished = earlier.finished
     again = {nodeid for nodeid in selected if nodeid in earlier.records and nodeid not in finished}
     try:
-        for name in ("cells.jsonl", "requests.jsonl", SUPERSEDED):
+        for name in ("cells.jsonl", "requests.jsonl", "telemetry.jsonl", SUPERSEDED):
             cut_torn_line(folder.path / name)
         folder.join_parts()
     except OSError as exc:
@@ -155,4 +156,6 @@ def prepare(earlier: EarlierRun, folder: RunFolder, selected: Sequence[str]) -> 
         set_aside_repeated_cells(folder.path)
     if again:
         set_aside_cells(folder.path, again)
-    set_aside_requests(folder.path, but_of=earlier.records.keys() - again)
+    kept = earlier.records.keys() - again
+    set_aside_requests(folder.path, but_of=kept)
+    set_aside_samples(folder.path, but_of=kept)

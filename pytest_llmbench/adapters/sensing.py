@@ -69,16 +69,17 @@ class Sensing:
             if self._sampler.trouble is not None:
                 logger.warning("samples of the sensors could not be kept: %s", self._sampler.trouble)
 
-    def metrics(self, tokens: int) -> Mapping[str, float]:
+    def metrics(self, tokens: int | None) -> Mapping[str, float]:
         """What the samples of this cell come to.
 
         Args:
-            tokens: that the server has generated meanwhile.
+            tokens: that the server has generated meanwhile; None where that is not known.
         """
         if self._sampler is None:
             return {}
         from pytest_llmbench.telemetry.summary import cell_metrics
 
+        self._samples = ()  # a test may measure twice
         return cell_metrics(self._of_this_cell(), self._facts, tokens or None)
 
     def doubts(self) -> Sequence[tuple[str, str]]:

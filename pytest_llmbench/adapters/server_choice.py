@@ -8,6 +8,7 @@ from pytest_llmbench.adapters.memory import predict
 from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.backends.llama_common import clamp_gpu_layers
 from pytest_llmbench.core.cell import Cell, ServerSpec
+from pytest_llmbench.core.gguf import GgufHeader
 from pytest_llmbench.errors import SameAsAnother, ServerError
 
 
@@ -42,19 +43,26 @@ def choose_server(suite: Suite, cell: Cell) -> ServerChoice:
         return ServerChoice(spec if spec.kind == "ollama" else suite.spec(cell, wanted[0]))
     model = suite.matrix.of(cell).model
     found = suite.store.header(model, cell.quantization)
-    trained = found.header.context_length if found is not None else None
+    trained = trained_tokens(spec, found.header) if found is not None else None
     refused: dict[int, str] = {}
     for size in reversed(wanted):
         candidate = suite.spec(cell, size)
         if trained is not None and size > trained:
             refused[size] = f"the model was trained for {trained} tokens"
             continue
-        prediction = predict(suite, cell, candidate)
+        # What a running server of ours took is not free any more, and is not needed again.
+        prediction = predict(suite, cell, candidate) if not suite.pool.holds(candidate) else None
         if prediction is None or prediction.verdict != "does_not_fit":
             return ServerChoice(candidate, dict(sorted(refused.items())))
         refused[size] = f"it {prediction.reason(cell.quantization).message}"
     refused.pop(wanted[0])  # what is wrong with the smallest, the checks before a download and a load will tell
     return ServerChoice(suite.spec(cell, wanted[0]), dict(sorted(refused.items())))
+
+
+def trained_tokens(spec: ServerSpec, header: GgufHeader) -> int | None:
+    """The context that a model was trained for; None where that is not known, or the server is told to stretch it."""
+    scaled = any("rope" in argument or "yarn" in argument for argument in spec.extra_args)
+    return None if scaled else header.context_length
 
 
 def smaller_context(suite: Suite, cell: Cell, choice: ServerChoice, error: ServerError) -> ServerChoice | None:
@@ -79,16 +87,23 @@ def refuse_the_same_again(suite: Suite, cell: Cell, choice: ServerChoice) -> Non
     Raises:
         SameAsAnother: with the other cell's name.
     """
-    if choice.spec.model_file is None or not choice.spec.gpu_layers:
+    if choice.spec.model_file is None:
         return
     found = suite.store.header(suite.matrix.of(cell).model, cell.quantization)
-    layers = clamp_gpu_layers(choice.spec.gpu_layers, found.header)[0] if found is not None else choice.spec.gpu_layers
-    key = (cell.model, cell.quantization, cell.profile, suite.limits(cell), replace(choice.spec, gpu_layers=layers))
-    other, asked = suite.measured.setdefault(key, (cell, choice.spec.gpu_layers))
-    if asked != choice.spec.gpu_layers:
+    refuse_the_same_of(suite, cell, choice.spec, found.header if found is not None else None)
+
+
+def refuse_the_same_of(suite: Suite, cell: Cell, spec: ServerSpec, header: GgufHeader | None) -> None:
+    """The same of a server on a file whose header is known, or known not to be here yet."""
+    if not spec.gpu_layers:
+        return
+    layers = clamp_gpu_layers(spec.gpu_layers, header)[0] if header is not None else spec.gpu_layers
+    key = (cell.model, cell.quantization, cell.profile, suite.limits(cell), replace(spec, gpu_layers=layers))
+    other, asked = suite.measured.setdefault(key, (cell, spec.gpu_layers))
+    if asked != spec.gpu_layers:
         raise SameAsAnother(
             "same_as_another",
-            f"the model has {layers} layers, so gpu_layers: {choice.spec.gpu_layers} is the same as {asked}, which "
+            f"the model has {layers} layers, so gpu_layers: {spec.gpu_layers} is the same as {asked}, which "
             f"{other.id} has; look there",
             {"same_as": other.id, "gpu_layers": layers},
         )

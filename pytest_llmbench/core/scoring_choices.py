@@ -13,7 +13,9 @@ _ANNOUNCEMENT = (
 )
 _ARTICLES = r"(?:(?:option|choice|answer|letter|the)\s+)?"
 _OPENING, _CLOSING = r"[\"'(\[]?", r"[\"')\]]?"
-_DENIAL = re.compile(r"(?:\b(?:not|never|neither|nor|than|\w+n't|instead of)\s+(?:\w+\s+)?[\"'(\[]?)$", re.IGNORECASE)
+_DENIAL = re.compile(
+    r"(?:\b(?:not|cannot|never|neither|nor|than|\w+n't|instead of)\s+(?:\w+\s+)?[\"'(\[]?)$", re.IGNORECASE
+)
 _DENIED_AFTER = re.compile(
     r"[\"')\]]?[.,]?\s+(?:is|are|was|would be|can|could)\s*(?:not\b|n't\b|\s*(?:wrong|incorrect|false|impossible)\b)",
     re.IGNORECASE,
@@ -34,9 +36,11 @@ def named_choice(answer: str, choices: Sequence[str]) -> str | None:
     announced = _announced(text, names)
     if announced is not None:
         return by_name[announced] if announced else None
-    labels = re.findall(rf"(?im)^\s*{_OPENING}({names}){_CLOSING}[.):](?=\s|$)", text)
-    if len(labels) == 1 and text.casefold().lstrip("([\"'").startswith(labels[0].casefold()):
-        return by_name[labels[0].casefold()]
+    labels = list(re.finditer(rf"(?im)^\s*{_OPENING}(?P<name>{names}){_CLOSING}[.):](?=\s|$)", text))
+    if len(labels) == 1 and not _DENIED_AFTER.match(text, labels[0].end("name")):
+        label = labels[0]["name"].casefold()
+        if text.casefold().lstrip("([\"'").startswith(label):
+            return by_name[label]
     mentioned = {name for name in by_name if _is_mentioned(name, text)}
     return by_name[mentioned.pop()] if len(mentioned) == 1 else None
 

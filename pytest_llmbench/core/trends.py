@@ -36,9 +36,10 @@ def theil_sen(x: Sequence[float], y: Sequence[float]) -> Slope | None:
     """Median of the slopes between all pairs of points: a third of the points may be wild, and it stays where it is.
 
     The interval inverts Kendall's test, so it holds for any distribution, but it takes points for independent. With
-    four points it is the range of all slopes, which covers 92 %, not 95 %. Beyond 1000 points, the medians of as many
-    blocks of neighbours are taken for them, because pairs grow with the square. Source: P. K. Sen, *Estimates of the
-    Regression Coefficient Based on Kendall's Tau*, JASA 63, 1968.
+    four points it is the range of all slopes, which covers 92 %, not 95 %; where x has ties it may cover still less
+    (two points at each of two x: 67 %). Beyond 1000 points, the medians of as many blocks of neighbours are taken for
+    them, because pairs grow with the square. Source: P. K. Sen, *Estimates of the Regression Coefficient Based on
+    Kendall's Tau*, JASA 63, 1968.
 
     Args:
         x: n positions, in any order; ties are allowed.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pytest_llmbench.core.means import log_mean_interval
 from pytest_llmbench.core.proportions import wilson
 from pytest_llmbench.core.records import RequestRecord, TelemetryRecord
-from pytest_llmbench.core.statistics import Interval
+from pytest_llmbench.core.statistics import CONFIDENCE, Interval, median
 from pytest_llmbench.core.trends import Slope, theil_sen
 from pytest_llmbench.errors import Primitive
 from pytest_llmbench.profiles.base import Measurement
@@ -162,16 +163,17 @@ def summarise(results: Sequence[SizeResult], limit_seconds: float | None, target
 def slowdown(results: Sequence[SizeResult]) -> tuple[Slope | None, int]:
     """How much of the smallest context's decode rate is lost per 1000 tokens of prompt, in percent; and of how many
     points that is the slope. None with fewer than two sizes or four points.
+
+    All prompts of a size count as equally long, as where they are not quite, a token of difference would be a slope.
     """
     deep = [result for result in results if result.rates]
     if len(deep) < 2:
         return None, 0
     at_first, _ = log_mean_interval(deep[0].rates)
     points = [
-        ((record.prompt_tokens or 0) / 1000, 100 * (1 - record.decode_tokens_per_second / at_first))
+        (median([record.prompt_tokens or 0 for record in result.full]) / 1000, 100 * (1 - rate / at_first))
         for result in deep
-        for record in result.full
-        if record.decode_tokens_per_second is not None
+        for rate in result.rates
     ]
     return theil_sen([x for x, _ in points], [y for _, y in points]), len(points)
 
@@ -186,8 +188,17 @@ def _add_mean(measurement: Measurement, name: str, samples: list[float]) -> None
 def _add_slowdown(measurement: Measurement, measured: Sequence[SizeResult]) -> None:
     slope, points = slowdown(measured)
     if slope is not None:
-        interval = Interval(slope.low, slope.high)
+        interval = Interval(slope.low, slope.high) if _chance_of_order(measured) < 1 - CONFIDENCE else None
         measurement.add("slowdown_percent_per_1k_tokens", slope.per_unit, interval, points)
+
+
+def _chance_of_order(measured: Sequence[SizeResult]) -> float:
+    """How likely noise alone orders all rates by size: so often not even the range of all slopes holds the true one.
+
+    A third for two sizes of two samples each, a tenth for two of three.
+    """
+    counts = [len(result.rates) for result in measured]
+    return 2 * math.prod(map(math.factorial, counts)) / math.factorial(sum(counts))
 
 
 def _add_recall(measurement: Measurement, measured: Sequence[SizeResult]) -> None:
@@ -209,7 +220,7 @@ def _add_doubts(measurement: Measurement, measured: Sequence[SizeResult], target
     cold = [record for result in measured for record in result.cold]
     if any(record.output_tokens is None for record in cold):
         measurement.flag("tokens_not_counted")
-    if len(cold) > sum(len(result.full) for result in measured):
+    if sum(record.output_tokens is not None for record in cold) > sum(len(result.full) for result in measured):
         measurement.flag("short_answer")
     if any(result.memory.swap_growth_bytes for result in measured):
         measurement.flag("swapped")

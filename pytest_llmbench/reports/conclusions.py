@@ -32,8 +32,9 @@ def comparisons(folder: Path, records: Sequence[CellRecord]) -> list[str]:
     from pytest_llmbench.core.quality_comparison import compare_quantizations
 
     baseline = _baseline(description_of(folder))
-    compared = [one.sentence for one in compare_quantizations(answered, baseline)]
-    if baseline is not None and all(record.quantization != baseline for record in answered):
+    found = compare_quantizations(answered, baseline)
+    compared = [" ".join(filter(None, (one.model, one.variant, one.sentence))) for one in found]
+    if baseline is not None and all(record.quantization.upper() != baseline.upper() for record in answered):
         compared.append(f"quantizations are not compared: {baseline} (settings.quality.baseline) was not measured")
     return compared
 

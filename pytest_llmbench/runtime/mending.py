@@ -16,7 +16,7 @@ SUPERSEDED_REQUESTS = "superseded_requests.jsonl"
 SUPERSEDED_SAMPLES = "superseded_telemetry.jsonl"
 _BLOCK_BYTES = 1 << 16
 # The beginning of each line as it is written; reading all of a long run's JSON would take many seconds.
-_CELL_OF_REQUEST = re.compile(rb'\{"schema_version":\d+,"cell":("(?:[^"\\]|\\.)*")')
+_CELL_OF_LINE = re.compile(rb'\{"schema_version":\d+,"cell":("(?:[^"\\]|\\.)*")')
 _CELL_OF_RECORD = re.compile(rb'\{"schema_version":\d+,"run_id":"[^"]*","nodeid":("(?:[^"\\]|\\.)*")')
 
 
@@ -69,12 +69,17 @@ def set_aside_requests(run: Path, but_of: Collection[str]) -> None:
     Raises:
         RecordError: the disk refuses.
     """
+    _set_aside(run / "requests.jsonl", run / SUPERSEDED_REQUESTS, but_of)
+
+
+def set_aside_samples(run: Path, but_of: Collection[str]) -> None:
+    """The same with what the sensors said, by the clock of a process that is gone. Raises as above."""
+    _set_aside(run / "telemetry.jsonl", run / SUPERSEDED_SAMPLES, but_of)
+
+
+def _set_aside(file: Path, to: Path, but_of: Collection[str]) -> None:
     kept = {None, *_as_written(but_of)}
-    _move(
-        run / "requests.jsonl",
-        run / SUPERSEDED_REQUESTS,
-        lambda line: _name(_CELL_OF_REQUEST, line) not in kept,
-    )
+    _move(file, to, lambda line: _name(_CELL_OF_LINE, line) not in kept)
 
 
 def _as_written(nodeids: Collection[str]) -> set[bytes]:

@@ -21,6 +21,7 @@ from pytest_llmbench.errors import DiskFull, RecordError
 from pytest_llmbench.runtime.mending import SUPERSEDED, cut_torn_line
 
 Table = Literal["requests", "telemetry"]
+_DISPENSABLE = {"telemetry"}  # what a full disk's last space is not for
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _RESERVE_BYTES = 1 << 20
 LEAST_FREE_BYTES = 16 << 20
@@ -150,21 +151,21 @@ class RunFolder:
     def append_to(self, table: Table, record: Record) -> None:
         """Add a line to ``<table>.jsonl``, or to this worker's part. Raises RecordError when the disk refuses."""
         path = self._parts / f"{table}-{self._part}.jsonl" if self._part else self.path / f"{table}.jsonl"
-        self._append(path, to_line(record))
+        self._append(path, to_line(record), dispensable=table in _DISPENSABLE)
 
     def append_line_of(self, part: str, table: Table, line: str) -> None:
         """Controller: add a line that a worker on another host sent, to its part. Raises RecordError."""
-        self._append(self._parts / f"{table}-{part}.jsonl", line)
+        self._append(self._parts / f"{table}-{part}.jsonl", line, dispensable=table in _DISPENSABLE)
 
-    def _append(self, path: Path, line: str, *, durably: bool = False) -> None:
+    def _append(self, path: Path, line: str, *, durably: bool = False, dispensable: bool = False) -> None:
         try:
             try:
                 _write_line(path, line, durably=durably)
             except OSError as exc:
                 with suppress(OSError):
                     cut_torn_line(path)
-                if exc.errno in _NO_SPACE and self._reserve.exists():
-                    self._reserve.unlink()  # room for what is still to be said
+                if exc.errno in _NO_SPACE and self._reserve.exists() and not dispensable:
+                    self._reserve.unlink(missing_ok=True)  # room for what is still to be said
                     _write_line(path, line, durably=durably)
                 raise
         except OSError as exc:

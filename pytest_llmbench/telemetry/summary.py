@@ -113,7 +113,7 @@ def _throttled(samples: Sequence[TelemetryRecord]) -> Iterator[str]:
     reasons = [int(value) for value in _values(samples, "gpu_throttle_reasons")]
     hot = sum(bool(bits & _THERMAL_REASONS) for bits in reasons)
     if hot:
-        yield f"the GPU lowered its clock because of heat in {100 * hot / len(reasons):.0f} % of the samples"
+        yield f"the GPU lowered its clock because of heat in {hot} of {len(reasons)} samples"
     capped = sum(bool(bits & _POWER_REASONS) for bits in reasons)
     if capped > _POWER_CAP_SHARE * len(reasons):
         yield f"the GPU lowered its clock to keep its power limit in {100 * capped / len(reasons):.0f} % of the samples"
@@ -151,7 +151,7 @@ def _busy_machine(samples: Sequence[TelemetryRecord], facts: Mapping[str, Primit
     where no core is idle. Where one is, the kernel moves the others there; from a tenth of the machine on they are
     in the way all the same, in caches and at the memory.
     """
-    servers = _by_server(samples) or ([samples] if samples else [])
+    servers = _by_server(samples) or ([list(samples)] if samples else [])
     # Shares of time are of what was before a sample: of the first, that is another cell's, or the loading of a model.
     during = [sample for served in servers for sample in served[1:]]
     seconds = sum(served[-1].t_ns - served[0].t_ns for served in servers) / _NS

@@ -17,8 +17,8 @@ from pytest_llmbench.core.metrics import COMMON_METRICS, FOUNDING_THRESHOLDS, ME
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.core.thresholds import judge, limits_in_force
 from pytest_llmbench.runtime.run_folder import read_cells
-from tests.integration.suite import EmbeddedSuite
 from tests.conftest import WITHOUT_NEIGHBOURS
+from tests.integration.suite import EmbeddedSuite
 from tests.plugin.bench import SUITE
 
 PROFILES = ("interactive", "long_context", "batch", "quality", "stress")

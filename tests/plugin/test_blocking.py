@@ -94,32 +94,6 @@ def test_another_quantization_is_run(ladder: Bench) -> None:
     assert found["large", "Q8_0"] == "blocked"
 
 
-STRESS = """
-import pydantic
-from pytest_llmbench.client.generation import Generation
-from pytest_llmbench.profiles.base import Measurement, nonce
-
-pytest_plugins = ["pytest_llmbench.suite"]
-
-
-class Stress:
-    name = "stress"
-    emits = ("ttft_seconds",)
-
-    class settings_model(pydantic.BaseModel):
-        duration: float = 1
-
-    def run(self, context):
-        record = context.request(Generation(max_tokens=8, prompt=nonce()), "sample")
-        context.file(record)
-        measurement = Measurement()
-        measurement.add_median("ttft_seconds", [record.ttft_seconds])
-        return measurement
-
-
-def pytest_llmbench_register_profiles(registry):
-    registry.add(Stress())
-"""
 STRESS_SUITE = """
 import pytest
 
@@ -130,9 +104,9 @@ def test_stress(llm):
 
 
 def test_stress_is_for_the_next_to_last_that_is_acceptable(bench: Bench, tmp_path: Path) -> None:
-    bench.write("conftest.py", STRESS)
     bench.write("suites/test_stress.py", STRESS_SUITE)
     bench.config["profiles"] = ["interactive", "stress"]
+    bench.config["settings"]["stress"] = {"duration": 0.005, "sample_interval": 0.1, "output_tokens": 8}
     sizes = (("a", "1B"), ("b", "3B"), ("c", "7B"))
     bench.models["models"] = [{"name": name, "size": size, "served": {"Q4_K_M": "fake"}} for name, size in sizes]
     bench.run("suites/")

@@ -60,10 +60,11 @@ def test_selection_by_keyword_and_marker(bench: Bench) -> None:
 
 def test_profiles_not_enabled_are_not_collected(bench: Bench) -> None:
     bench.write("suites/test_batch.py", SUITE.replace("interactive", "batch"))
-    bench.config["profiles"] = ["batch", "interactive"]
     result = bench.run("suites/", "--collect-only", "-q")
     assert collected(result) == ["tiny-Q4_K_M"]
     result.assert_outcomes()
+    bench.config["profiles"] = ["batch", "interactive"]
+    assert collected(bench.run("suites/", "--collect-only", "-q")) == ["tiny-Q4_K_M"] * 2
     bench.config["profiles"] = []
     assert bench.run("suites/").ret == pytest.ExitCode.NO_TESTS_COLLECTED
 

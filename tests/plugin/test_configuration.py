@@ -179,7 +179,8 @@ def test_header_names_the_files_in_use(bench: Bench) -> None:
     bench.run("--version")
     (bench.path / "configs/config.yaml").unlink()
     result = bench.pytester.runpytest_inprocess("suites/", "--collect-only")
-    line = "llmbench: (built-in defaults) and configs/models.yaml: 0 combinations, profiles: interactive"
+    profiles = "batch, interactive, long_context, quality, stress"
+    line = f"llmbench: (built-in defaults) and configs/models.yaml: 0 combinations, profiles: {profiles}"
     assert line in result.stdout.lines
     assert any(
         "the matrix is empty: no model has a quantization of full_mode_quants" in li for li in result.stdout.lines

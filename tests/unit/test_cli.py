@@ -101,8 +101,9 @@ class TestReport:
         folder.append_cell(cell_record())
         folder.append_cell(broken_record("no \ud800\n=cmd()", model="=cmd() \ud800"))
         worker = RunFolder(tmp_path / "results", "run-1", part="gw0")
-        worker.append_to("requests",
-            RequestRecord(cell=None, index=0, phase="sample", ok=True, protocol="x", t_send_ns=0, t_end_ns=1)
+        worker.append_to(
+            "requests",
+            RequestRecord(cell=None, index=0, phase="sample", ok=True, protocol="x", t_send_ns=0, t_end_ns=1),
         )
         with (folder.path / "cells.jsonl").open("a") as file:
             file.write('{"schema_version": 1, "run')

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from pytest_llmbench.adapters.cell_run import CellRun
+from pytest_llmbench.adapters.llm import LLM
 from pytest_llmbench.adapters.measuring import Measuring
 from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import MemoryRecord, ServerInfo
 from pytest_llmbench.core.thresholds import Limit
-from pytest_llmbench.errors import MeasurementInvalid, RequestError
+from pytest_llmbench.errors import MeasurementInvalid, RequestError, ServerError
 from pytest_llmbench.profiles.base import Measurement, ProfileContext
 
 CELL = Cell(model="tiny", quantization="Q4_K_M", profile="fake")
@@ -28,8 +29,13 @@ class Server:
         self.flags: tuple[str, ...] = ()
         self.name = f"pid {number}"
 
-    def identity(self) -> str:
-        return self.name
+        self.alive = True
+
+    def identity(self) -> str | None:
+        return self.name if self.alive else None
+
+    def death(self) -> ServerError:
+        return ServerError("server_died", "it was killed")
 
 
 class Profile:
@@ -161,11 +167,35 @@ def test_what_every_cell_knows_is_added_but_not_over_what_the_profile_found() ->
     assert (peak.ci_low, peak.ci_high) == (4, 4)
 
 
+@pytest.mark.parametrize(
+    ("answers", "tokens"),
+    [
+        ([(True, 5), (False, None), (True, 7)], 12),
+        ([(True, 5), (True, None), (True, 7)], None),  # or fewer tokens would have taken the energy of all
+    ],
+)
+def test_tokens_of_all_answers_are_known_only_where_all_were_counted(
+    answers: list[tuple[bool, int | None]], tokens: int | None
+) -> None:
+    suite: Any = SimpleNamespace(limits=lambda cell: (), file_line=lambda stream, record: None)
+    run = CellRun(CELL, "n", "2026-01-31T23:59:59Z", 0.0)
+    llm: Any = LLM(suite, run)
+    for ok, count in answers:
+        llm._file(SimpleNamespace(ok=ok, output_tokens=count))
+    assert run.answered_tokens == tokens
+
+
 def test_why_a_limit_decides_nothing_is_said() -> None:
     limit = Limit("max_gpu_temperature_celsius", "gpu_temperature_celsius", "max", 80, critical=True)
     measurement, _ = measured(Profile([10.0] * 6), limits=(limit,))
     expected = "gpu_temperature_celsius was not measured, so its limit decides nothing: there is no GPU"
     assert expected in measurement.notes
+
+
+def test_memory_of_gpus_counts_too() -> None:
+    memory = MemoryRecord(observed_peak_bytes=1_000_000_000, observed_device_bytes=3_000_000_000)
+    measurement, _ = measured(Profile([10.0] * 6), memory=memory)
+    assert measurement.metrics["peak_memory_gb"].value == 4
 
 
 def test_what_came_from_the_page_cache_says_nothing_of_the_disk() -> None:
@@ -188,3 +218,31 @@ def test_a_server_that_was_restarted_meanwhile_spoils_the_measurement() -> None:
     with pytest.raises(MeasurementInvalid) as caught:
         measuring(profile, run, 1).measure()
     assert caught.value.code == "server_restarted"
+
+
+def test_a_server_that_dies_with_its_last_answer_was_not_restarted() -> None:
+    profile = Profile([1.0] * 6)
+    run_of, server = profile.run, Server(1)
+
+    def killing(context: ProfileContext) -> Measurement:
+        server.alive = False
+        return run_of(context)
+
+    profile.run = killing  # type: ignore[method-assign]
+    run = CellRun(CELL, "n", "2026-01-31T23:59:59Z", 0.0, server=server)  # type: ignore[arg-type]
+    with pytest.raises(ServerError, match="it was killed"):
+        measuring(profile, run, 1).measure()
+
+
+def test_of_several_loads_the_slowest_is_told_which_may_be_the_only_cold_one() -> None:
+    run = CellRun(CELL, "n", "2026-01-31T23:59:59Z", 0.0, server=Server(9))  # type: ignore[arg-type]
+    run.load_read_bytes = 90_000_000
+
+    def reload() -> Any:
+        run.load_read_bytes = 4096
+        return Server(2)
+
+    run.reload = reload
+    measurement = measuring(Profile([1.0] * 6, [1.0] * 6), run, 2).measure()
+    assert measurement.metrics["load_seconds"].value == 9
+    assert measurement.metrics["load_read_mb_per_second"].value == 10

@@ -74,8 +74,6 @@ def test_machines_are_not_compared_with_each_other() -> None:
 
 
 def test_where_nothing_was_answered_correctly_the_score_is_nought() -> None:
-    (one,) = configurations(
-        [cell("Q4", "a", decode_tokens_per_second=20, peak_memory_gb=4, quality_score_percent=0)]
-    )
+    (one,) = configurations([cell("Q4", "a", decode_tokens_per_second=20, peak_memory_gb=4, quality_score_percent=0)])
     assert one.cost_benefit_score == 0
     assert configurations([cell("Q4", "a")]) == []

@@ -82,7 +82,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "Today we walked home",
     ),
     "format-024": ("[lantern]", "[ lantern ]", "(lantern)", "[Lantern]"),
-    "format-025": (TABLE, TABLE.replace("|------|-------|\n", ""), "Item: lamp, Price: 15", f"```\n{TABLE}\n```"),
+    "format-025": (
+        TABLE,
+        TABLE.replace("|------|-------|\n", ""),
+        TABLE.replace("-", " "),
+        "Item: lamp, Price: 15",
+        f"```\n{TABLE}\n```",
+    ),
     "format-026": ("<answer>7</answer>", "<answer> 7 </answer>", "7", "3 + 4 = <answer>7</answer>"),
     "format-027": (
         "Gate 4b -- closed (since 06:10)",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from pytest_llmbench.core.records import RequestRecord, TelemetryRecord
@@ -121,6 +123,28 @@ class TestSlowdown:
         assert slope.per_unit == pytest.approx(2)
         assert points == 6
 
+    def test_prompts_of_one_size_that_are_a_token_apart_tell_nothing_of_depth(self) -> None:
+        results = [size(1040, 100, 99), size(2040, 97, 96)]
+        for result in results:
+            result.full[1] = record(result.context_tokens - 39, rate=result.rates[1])
+        slope, _ = slowdown(results)
+        assert slope is not None
+        assert slope.per_unit == pytest.approx(3, rel=0.02)
+        assert 1.9 < slope.low < slope.high < 4.1
+
+    @pytest.mark.parametrize(
+        ("sizes", "samples", "is_told"), [(2, 2, False), (2, 3, False), (2, 4, True), (3, 2, True), (4, 3, True)]
+    )
+    def test_an_interval_only_where_it_covers(self, sizes: int, samples: int, is_told: bool) -> None:
+        noise, covered = random.Random(7), 0
+        for _ in range(200):
+            rates = [[100 - loss + noise.gauss(0, 1) for _ in range(samples)] for loss in range(sizes)]
+            results = [size(1000 * (number + 1), *rates[number]) for number in range(sizes)]
+            found = summarise(results, None, 5).metrics["slowdown_percent_per_1k_tokens"]
+            assert (found.ci_low is not None) == (found.ci_high is not None) == is_told
+            covered += is_told and (found.ci_low or 0) <= 1 <= (found.ci_high or 0)
+        assert covered >= 0.9 * 200 or not is_told
+
     def test_none_from_one_size(self) -> None:
         assert slowdown([size(1040, 100, 99, 98, 97, 96)]) == (None, 0)
 
@@ -140,6 +164,13 @@ class TestSummary:
     def test_wide_intervals_are_a_doubt(self) -> None:
         assert "imprecise" in summarise([size(512, 30, 60)], None, 5).flags
         assert "imprecise" not in summarise([size(512, 50, 50)], None, 5).flags
+
+    @pytest.mark.parametrize(("tokens", "flag"), [(None, "tokens_not_counted"), (20, "short_answer")])
+    def test_an_answer_that_nobody_counted_is_not_called_short(self, tokens: int | None, flag: str) -> None:
+        result = size(512, 50, 50)
+        result.cold.append(record(472).model_copy(update={"output_tokens": tokens}))
+        flags = summarise([result], None, 5).flags
+        assert [one for one in flags if one in {"tokens_not_counted", "short_answer"}] == [flag]
 
     def test_swapping_is_a_doubt_and_not_knowing_it_a_note(self) -> None:
         result = size(512, 50, 50)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_llmbench.core.records import CellRecord, MetricValue
-from pytest_llmbench.reports.conclusions import conclusions, scores, where_the_time_went
+from pytest_llmbench.reports.conclusions import comparisons, conclusions, scores, where_the_time_went
 from tests.unit.factories import cell_record
 
 
@@ -54,3 +54,28 @@ def test_a_description_that_is_none_does_no_harm(tmp_path: Path, text: str) -> N
 def test_without_questions_nothing_is_compared(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"configuration": {"settings": {"quality": {"baseline": "Q4"}}}}))
     assert conclusions(tmp_path, [cell_record(), cell_record(profile="quality", metrics={})]) == []
+
+
+def answered(model: str, quantization: str, correct: int) -> CellRecord:
+    rows: list[dict[str, Any]] = [{"id": str(n), "category": "math", "correct": n < correct} for n in range(10)]
+    score = MetricValue(value=10 * correct, unit="%", n=10)
+    return cell_record(
+        nodeid=f"suites/test_quality.py::test_quality[{model}-{quantization}]",
+        profile="quality",
+        model=model,
+        quantization=quantization,
+        metrics={"quality_score_percent": score},
+        details={"questions": rows},
+    )
+
+
+def test_comparisons_of_several_models_tell_which(tmp_path: Path) -> None:
+    cells = [answered(model, name, 8) for model in ("one", "other") for name in ("Q8_0", "Q4_K_M")]
+    told = comparisons(tmp_path, cells)
+    assert [line.partition(" retains")[0] for line in told] == ["one Q4_K_M", "other Q4_K_M"]
+
+
+def test_a_baseline_that_is_written_in_small_letters_was_measured_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"configuration": {"settings": {"quality": {"baseline": "q8_0"}}}}))
+    (told,) = comparisons(tmp_path, [answered("one", name, 8) for name in ("Q8_0", "Q4_K_M")])
+    assert "retains 100 %" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from pytest_llmbench.core.records import SCHEMA_VERSION, RequestRecord
-from pytest_llmbench.errors import RecordError
+from pytest_llmbench.core.records import SCHEMA_VERSION, RequestRecord, TelemetryRecord
+from pytest_llmbench.errors import DiskFull, RecordError
+from pytest_llmbench.runtime import run_folder
 from pytest_llmbench.runtime.run_folder import RunFolder, find_run, new_run_id, read_cells
 from tests.unit.factories import cell_record
 
@@ -66,6 +68,27 @@ class TestWriting:
             folder.append_cell(cell_record())
         with pytest.raises(RecordError, match=r"requests\.jsonl can not be written"):
             folder.append_to("requests", request_record(0))
+
+    def test_samples_of_sensors_leave_the_last_space_to_the_cells(
+        self, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder.create({})
+        write_line = run_folder._write_line
+
+        def full(path: Path, line: str, *, durably: bool) -> None:
+            if (folder.path / ".reserve").exists():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write_line(path, line, durably=durably)
+
+        monkeypatch.setattr(run_folder, "_write_line", full)
+        with pytest.raises(DiskFull):
+            folder.append_to("telemetry", TelemetryRecord(cell="a cell", t_ns=1, values={}))
+        with pytest.raises(DiskFull):
+            folder.append_line_of("gw0", "telemetry", "{}")
+        assert not list(folder.path.rglob("telemetry*"))
+        with pytest.raises(DiskFull):  # which is told, and is written all the same
+            folder.append_cell(cell_record())
+        assert list(read_cells(folder.path)) == [cell_record()]
 
     def test_run_ids_sort_by_time_and_differ(self) -> None:
         ids = {new_run_id() for _ in range(50)}

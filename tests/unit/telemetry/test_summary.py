@@ -47,7 +47,7 @@ def reloaded(**values: Value) -> list[TelemetryRecord]:
     def used(number: int) -> float:
         return 40 + 2 * number if number < 20 else 40 + 2 * (number - 40)
 
-    found = working(used_by_server=used, cpu_busy_percent=50.0, **values)
+    found = working(4.0, 60, used_by_server=used, cpu_busy_percent=50.0, **values)
     for number, sample in enumerate(found):
         total = sample.values.pop("used_by_server")
         if 20 <= number < 40:
@@ -205,6 +205,11 @@ class TestThrottled:
         found = working(gpu_throttle_reasons=lambda number: float(HW_THERMAL if number == 40 else 1))
         assert codes(found) == ["throttled"]
         assert codes(working(gpu_throttle_reasons=1.0)) == []  # idle
+
+    def test_heat_of_a_moment_is_not_told_as_none(self) -> None:
+        found = working(4.0, 400, gpu_throttle_reasons=lambda number: float(HW_THERMAL if number == 40 else 1))
+        ((_, sentence),) = cell_flags(found, FACTS)
+        assert "in 1 of 400 samples" in sentence
 
     @pytest.mark.parametrize(("capped", "expected"), [(6, []), (7, ["throttled"])])
     def test_a_gpu_by_power(self, capped: int, expected: list[str]) -> None:
