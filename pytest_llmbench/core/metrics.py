@@ -355,7 +355,7 @@ METRICS: dict[str, Metric] = {
             "peak_memory_gb",
             "GB",
             "lower",
-            "The most memory that the server's processes had: main memory (PSS) and, where the driver tells, the GPUs'.",
+            "The most memory that the server's processes had: main memory (PSS), and the GPUs' where the driver tells.",
             decimals=3,
             exact=True,
             no_better_when_larger=True,
