@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_llmbench.adapters.cell_run import CellRun
 from pytest_llmbench.adapters.memory import observe, watch
@@ -122,6 +122,8 @@ def _together(found: Sequence[Measurement]) -> Measurement:
         if len(samples) == len(having) > 1:
             value, interval = over_loads(samples)
             whole.samples[name] = [sample for group in samples for sample in group]
+            if interval is not None and min(whole.samples[name]) >= 0:  # Student's t knows of no least value
+                interval = replace(interval, low=max(interval.low, 0.0))
             whole.add(name, value, interval, len(whole.samples[name]))
         else:
             whole.metrics[name] = _middle(name, values)

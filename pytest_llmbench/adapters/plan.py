@@ -324,7 +324,7 @@ def _beyond_training(spec: ServerSpec, cell: Cell, header: GgufHeader | None) ->
     return ServerError(
         "context_mismatch",
         f"{cell.model} {cell.quantization} was trained for a context of {trained} tokens, {spec.context_size} are "
-        "wanted; lower ctx_size",
+        "wanted; lower ctx_size, or what settings ask for",
         {"asked_tokens": spec.context_size, "trained_tokens": trained},
     )
 

@@ -91,11 +91,11 @@ class Sensing:
         return cell_flags(self._of_this_cell(), self._facts)
 
     def why_missing(self) -> Mapping[str, str]:
-        """Why this machine has nothing to tell for a metric: name → sentence. To be asked while the cell runs."""
-        if self._sampler is None:
-            return {}
-        from pytest_llmbench.telemetry.summary import why_missing
+        """Why nothing is told for a metric: name → sentence. To be asked while the cell runs."""
+        from pytest_llmbench.telemetry.summary import VALUES_OF, why_missing
 
+        if self._sampler is None:
+            return {} if self._enabled else dict.fromkeys(VALUES_OF, "measurement.telemetry is false")
         return why_missing(self._sampler.why_not)
 
     def end(self) -> None:

@@ -113,7 +113,7 @@ def check_context(asked: int | None, actual: int | None, where: str, *, may_be_l
         return
     raise ServerError(
         "context_mismatch",
-        f"{where} runs with a context of {actual} tokens, {asked} were asked for; lower ctx_size to what the model was "
-        "trained for, or correct the server's settings",
+        f"{where} runs with a context of {actual} tokens, {asked} were asked for; lower ctx_size, or what settings ask "
+        "for, to what the model was trained for, or correct the server's settings",
         {"asked_tokens": asked, "actual_tokens": actual},
     )

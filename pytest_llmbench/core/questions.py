@@ -331,6 +331,8 @@ def _words(error: Any) -> str:
         allowed = error["ctx"].get("expected_tags", "see data/quality_tests.json")
         return f"a scorer needs a kind: {allowed}"
     message = str(error["msg"]).removeprefix("Value error, ")
+    if kind == "too_short":
+        message = message.removeprefix("Tuple ").replace(" after validation", "")
     return f"{message[:1].lower()}{message[1:]}"
 
 

@@ -74,13 +74,13 @@ def rate(results: Sequence[ThresholdResult]) -> Rating | None:
 
     A limit missed that the profile calls critical means *failed*, any other *poor*. An inconclusive comparison is
     neither met with ease nor missed: at best *acceptable*. A limit of 0 has no relative margin: met, it counts as met
-    with ease. None when a limit could not be compared at all.
+    with ease. None when none is missed, and one could not be compared at all.
     """
-    if not results or any(result.observed is None for result in results):
-        return None
     missed = [result for result in results if result.verdict == "fail"]
     if missed:
         return "failed" if any(result.critical for result in missed) else "poor"
+    if not results or any(result.observed is None for result in results):
+        return None
     if any(result.verdict == "inconclusive" for result in results):
         return "acceptable"
     margin = min(result.margin_percent if result.margin_percent is not None else math.inf for result in results)

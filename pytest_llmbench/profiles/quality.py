@@ -146,7 +146,10 @@ def _own_files(rootdir: Path, folder: str) -> dict[str, str]:
         for file in sorted(path.glob("*.json")):
             if not file.resolve().is_relative_to(root):
                 raise ConfigError(f"{where}: {file.name} links to a file outside {root}; copy it instead")
-            texts[str(file.relative_to(root))] = file.read_text(encoding="utf-8")
+            try:
+                texts[str(file.relative_to(root))] = file.read_text(encoding="utf-8")
+            except UnicodeDecodeError as exc:
+                raise ConfigError(f"{file.relative_to(root)}: not UTF-8: {exc.reason} at byte {exc.start}") from exc
     except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, a null character, no UTF-8
         raise ConfigError(f"{where} can not be read: {exc}") from exc
     if not texts:
@@ -235,6 +238,9 @@ def _summarise(answered: Sequence[_Answered], output_tokens: int) -> Measurement
     for answer in usable:
         if not answer.undisturbed:
             measurement.flag(STOOD_STILL if STOOD_STILL in answer.record.flags else "model_reloaded")
+    left_out = [category for category, metric in SCORE_OF_CATEGORY.items() if metric not in measurement.metrics]
+    if left_out:
+        measurement.notes.append(f"no question is of {', '.join(left_out)}, so a limit on that decides nothing")
     return measurement
 
 

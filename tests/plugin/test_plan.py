@@ -246,6 +246,7 @@ def test_a_context_beyond_the_trained_one(on_files: Bench, variant: dict[str, An
     assert cell["expected"] == expected
     if expected == "error":
         assert is_refused(cell, "context_mismatch", "error")
+        assert "lower ctx_size, or what settings ask for" in cell["reason"]["message"]
         assert cell["reason"]["evidence"] == {"asked_tokens": LARGE + 1, "trained_tokens": LARGE}
 
 

@@ -118,7 +118,7 @@ CASES = {
     "context_mismatch": Case(
         "context_mismatch",
         fake(props=PROPS),
-        "lower ctx_size to what the model was trained for",
+        "lower ctx_size, or what settings ask for, to what the model was trained for",
         False,
         {"ctx_size": 8192},
     ),

@@ -120,7 +120,8 @@ def test_of_several_loads_the_loads_are_what_counts() -> None:
     assert (metric.value, metric.n) == (20, 18)
     assert metric.ci_low is not None
     assert metric.ci_high is not None
-    assert metric.ci_low < 0 < 40 < metric.ci_high  # three loads that differ so tell next to nothing
+    assert metric.ci_low == 0  # three loads that differ so tell next to nothing, but no rate is negative
+    assert metric.ci_high > 40
     assert "loads_differ" in measurement.flags
     assert measurement.metrics["variance_percent"].value == 2
     assert measurement.sampling["loads"] == 3

@@ -32,3 +32,8 @@ def test_what_is_measured_a_second_time_has_its_own_samples_too() -> None:
     assert sensing.metrics(10)["cpu_temperature_celsius"] == 50
     sensing.doubts()
     assert sensing.metrics(20)["cpu_temperature_celsius"] == 51
+
+
+def test_that_nobody_was_to_look_is_a_reason_too() -> None:
+    why = Sensing(enabled=False).why_missing()
+    assert why["cpu_temperature_celsius"] == why["throttle_events"] == "measurement.telemetry is false"

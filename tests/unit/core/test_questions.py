@@ -114,7 +114,7 @@ class TestMistakes:
             ('"x"', "not a text"),
             ("null", "not nothing"),
             ("{}", "version: is missing"),
-            (bank(), "questions: tuple should have at least 1 item"),
+            (bank(), "questions: should have at least 1 item, not 0"),
             (bank("x"), "question number 1: "),
             (bank({"id": 3}), r"question number 1, id: input should be a valid string"),
             (bank(question(prompt=" ")), "question 'math-001', prompt: "),

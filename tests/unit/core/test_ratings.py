@@ -73,6 +73,11 @@ def test_there_is_no_rating_without_an_observation_for_every_limit() -> None:
     assert rate([_result(100), _result(None)]) is None
 
 
+def test_a_miss_is_one_whatever_else_was_not_observed() -> None:
+    assert rate([_result(9), _result(None)]) == "failed"
+    assert rate([_result(None), _result(9, critical=False)]) == "poor"
+
+
 @given(st.floats(0, 1e6), st.floats(0, 1e6))
 def test_a_higher_rate_never_rates_worse(one: float, other: float) -> None:
     order = ["failed", "acceptable", "good", "excellent"]

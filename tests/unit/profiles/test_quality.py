@@ -372,5 +372,11 @@ class TestOwnQuestions:
         (bench.root / "mine").mkdir()
         (bench.root / "mine" / "broken.json").write_bytes(content)
         bench.settings = {"questions_dir": "mine"}
-        with pytest.raises(CellError, match="the questions can not be asked"):
+        with pytest.raises(CellError, match=r"the questions can not be asked: .*mine/broken\.json"):
             bench.run()
+
+    def test_that_leave_a_category_out_say_so(self, bench: Bench) -> None:
+        self.write(bench.root / "mine")
+        bench.settings = {"questions_dir": "mine"}
+        notes = bench.run().notes
+        assert "no question is of math, comprehension, reasoning, format, so a limit on that decides nothing" in notes
