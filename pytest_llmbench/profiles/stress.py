@@ -37,6 +37,7 @@ STALL_FACTOR = 20.0
 SIGNIFICANCE = 0.01
 LEAST_LOSS = 0.03
 EXTRAPOLATED_SECONDS = 600.0
+TOO_SHORT_SECONDS = 60.0  # for a loss per hour: what a scheduler does in half a minute would become thousands of percent
 MANY_LATE = 0.2
 
 
@@ -306,8 +307,11 @@ def _add_decay(measurement: Measurement, found: _Found, seconds: float) -> None:
     if slope is not None:
         percent = 100 / median(found.rates)
         loss = Interval(0.0 - percent * slope.high, 0.0 - percent * slope.low)
-        measurement.add("decay_percent_per_hour", 0.0 - percent * slope.per_unit, loss, len(found.rates))
-        if seconds < EXTRAPOLATED_SECONDS:
+        if seconds >= TOO_SHORT_SECONDS:
+            measurement.add("decay_percent_per_hour", 0.0 - percent * slope.per_unit, loss, len(found.rates))
+        if seconds < TOO_SHORT_SECONDS:
+            measurement.notes.append(f"{seconds:.0f} s are too short for a loss per hour")
+        elif seconds < EXTRAPOLATED_SECONDS:
             measurement.notes.append(f"the loss per hour is extrapolated from {seconds:.0f} s")
         if _declines(slope, found):
             measurement.flag("degrading")

@@ -134,8 +134,10 @@ def test_every_metric_is_emitted(run: FiveProfiles, cells: dict[str, CellRecord]
     with (run.latest / "results.csv").open(encoding="utf-8", newline="") as file:
         (row,) = csv.DictReader(file)
     measured |= {name for name in METRICS if row.get(name)}
-    # This model never reasons aloud: tests/plugin/test_pitfalls_requests.py has one that does.
-    assert set(METRICS) - measured <= {"reasoning_seconds", "load_read_mb_per_second"}
+    # This model never reasons aloud: tests/plugin/test_pitfalls_requests.py has one that does. A loss per hour needs
+    # more than a minute: tests/unit/profiles/test_stress.py has that, on a machine that is made up.
+    elsewhere = {"reasoning_seconds", "decay_percent_per_hour"}
+    assert set(METRICS) - measured <= {*elsewhere, "load_read_mb_per_second"}
 
 
 def test_what_a_profile_emits_is_what_it_says(cells: dict[str, CellRecord]) -> None:

@@ -64,6 +64,11 @@ class TestAQuietRun:
         assert any("extrapolated" in note for note in stress(Machine()).notes)
         assert not any("extrapolated" in note for note in stress(Machine(), duration=11).notes)
 
+    def test_half_a_minute_tells_no_loss_per_hour(self) -> None:
+        found = stress(Machine(), duration=0.5)
+        assert "decay_percent_per_hour" not in found.metrics
+        assert any("too short" in note for note in found.notes)
+
     def test_emits_what_it_says(self) -> None:
         delays = [(0.5 * number, 1.0) for number in range(400)]
         found = stress(Machine(sensors=fan(), delays=delays))
