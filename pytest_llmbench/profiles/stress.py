@@ -37,7 +37,7 @@ STALL_FACTOR = 20.0
 SIGNIFICANCE = 0.01
 LEAST_LOSS = 0.03
 EXTRAPOLATED_SECONDS = 600.0
-TOO_SHORT_SECONDS = 60.0  # for a loss per hour: what a scheduler does in half a minute would become thousands of percent
+TOO_SHORT_SECONDS = 60.0  # for a loss per hour: chance would become thousands of percent
 MANY_LATE = 0.2
 
 
