@@ -94,9 +94,7 @@ class Measuring:
         ended_early = "aborted" in measurement.flags  # what was measured stands, though its server may not
         if identity is not None and now is None and not ended_early and not server.alive:
             raise server.death()
-        if (
-            identity is not None and now != identity and not ended_early
-        ):  # a supervisor may have put another in its place
+        if identity is not None and now != identity and not ended_early:  # a supervisor may have put in another
             raise MeasurementInvalid(
                 "server_restarted",
                 f"the server was restarted while it was measured ({identity} → {now}); look for the crash in its log "

@@ -85,7 +85,7 @@ class FiveProfiles(EmbeddedSuite):
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "interactive": {"output_tokens": 60, "short_answers": 1},
-    "long_context": {"test_sizes": [512, 1024, 8192 * 2], "output_tokens": 16, "samples": 2},
+    "long_context": {"test_sizes": [256, 512, 8192 * 2], "output_tokens": 16, "samples": 2},
     "batch": {"num_documents": 6, "output_tokens": 12},
     "quality": {"questions": "quick", "output_tokens": 24},
     "stress": {"duration": 0.2, "sample_interval": 2, "output_tokens": 24},
@@ -126,7 +126,8 @@ def test_all_five_are_measured_and_stress_is_last(run: FiveProfiles, cells: dict
 @pytest.mark.parametrize("profile", PROFILES)
 def test_what_is_known_of_every_cell_is_in_each(cells: dict[str, CellRecord], profile: str) -> None:
     missing = set(COMMON_METRICS) - set(cells[profile].metrics)
-    assert missing <= {"load_read_mb_per_second"}  # a file system may keep the file in memory all the same
+    # A file system may keep the file in memory all the same; and ten seconds of work tell how the frequency fell.
+    assert missing <= {"load_read_mb_per_second", "frequency_drop_percent"}
 
 
 def test_every_metric_is_emitted(run: FiveProfiles, cells: dict[str, CellRecord]) -> None:
@@ -189,7 +190,7 @@ def test_telemetry_is_on_the_clock_of_the_requests(run: FiveProfiles) -> None:
 
 def test_sizes_that_can_not_be_are_named(cells: dict[str, CellRecord]) -> None:
     rows = {row["context_tokens"]: row for row in cells["long_context"].details["sizes"]}
-    assert list(rows) == [512, 1024, 16384]
+    assert list(rows) == [256, 512, 16384]
     assert "trained for 8192" in str(rows[16384]["reason"])
 
 

@@ -85,6 +85,7 @@ def test_a_gpu_is_shown_to_what_is_started_and_to_nobody_afterwards(
     bench.run("suites/").assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_two_devices_are_used_at_once_and_each_by_one(bench: Bench) -> None:
     bench.config["devices"] = ["left", "right"]
     bench.fake.token_seconds = 0.004
@@ -134,6 +135,7 @@ def pytest_llmbench_register_backends(registry):
 """
 
 
+@pytest.mark.slow
 def test_a_server_that_computes_on_the_cpus_has_these_to_itself(bench: Bench) -> None:
     """Else two of them, each with a GPU of its own, would share the cores that both compute on."""
     bench.write("conftest.py", WITHOUT_GPU)

@@ -132,6 +132,7 @@ def test_time_is_up_while_a_request_is_answered(bench: Bench, beside: Beside, as
 
 
 @pytest.mark.parametrize(("markers", "starts"), [("", 1), (_FIRST_CELL_ONLY, 2)], ids=["in time", "time is up"])
+@pytest.mark.slow
 def test_a_server_whose_answer_was_not_waited_for_is_not_measured_again(
     bench: Bench, beside: Beside, markers: str, starts: int
 ) -> None:

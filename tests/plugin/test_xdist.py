@@ -45,6 +45,7 @@ def test_cells_of_one_device_never_measure_at_once(four_cells: Bench) -> None:
     assert all(end <= start for (_, end), (start, _) in pairwise(ordered))
 
 
+@pytest.mark.slow
 def test_errors_and_failures_keep_their_kind(four_cells: Bench) -> None:
     four_cells.fake.fault["b"] = "truncated"
     four_cells.models["models"][2]["thresholds"] = {"interactive": {"min_tokens_per_sec": 1e7}}
@@ -84,6 +85,7 @@ def test_interactive(llm):
     assert len(list(four_cells.junit()["test_interactive[b-Q4_K_M]"].iter("error"))) == 1
 
 
+@pytest.mark.slow
 def test_the_run_is_there_before_its_first_cell_has_ended(four_cells: Bench) -> None:
     """Else nobody could resume one that is killed then."""
     four_cells.write(

@@ -454,9 +454,9 @@ class TestOnAServer:
 
             def slow_down(record: RequestRecord) -> None:
                 filed.append(record)
-                server.token_seconds = 0.001 if len(filed) < 15 else 0.002
+                server.token_seconds = 0.001 if len(filed) < 10 else 0.004
 
-            found = on_server(server, slow_down, seconds=1.5)
+            found = on_server(server, slow_down, seconds=5)
         assert "degrading" in found.flags
         assert found.sampling["samples"] == len(filed) - 1
         assert len(found.details["vitals"]) >= 5
