@@ -80,7 +80,7 @@ class Sensing:
         from pytest_llmbench.telemetry.summary import cell_metrics
 
         self._samples = ()  # a test may measure twice
-        return cell_metrics(self._of_this_cell(), self._facts, tokens or None)
+        return cell_metrics(self._of_this_cell(), tokens or None)
 
     def doubts(self) -> Sequence[tuple[str, str]]:
         """What they make doubtful: code of a flag, sentence."""

@@ -18,9 +18,9 @@ from pytest_llmbench.profiles import streams
 from pytest_llmbench.profiles.base import Measurement
 from pytest_llmbench.profiles.batch_trends import LEAST_FOR_A_LEAK, ends_of, is_leaking, trend_of, without_work
 from pytest_llmbench.profiles.documents import Document
+from pytest_llmbench.profiles.sampling import add_doubts
 from pytest_llmbench.telemetry.base import Telemetry
 
-MANY_LATE = 0.2
 STALL_SECONDS = 1.0  # and, where tokens take long, so many of their usual times
 STALL_FACTOR = 20.0
 _MOST_GROUPS = 50  # for the jackknife, which computes as many deviations as there are groups
@@ -221,17 +221,7 @@ def _add_change(measurement: Measurement, adjusted: Sequence[float]) -> None:
 
 def _add_doubts(measurement: Measurement, batch: Batch, tokens: int) -> None:
     records = [one.record for one in batch.samples]
-    for flag in batch.doubts:
-        measurement.flag(flag)
-    if any(record.output_tokens is None for record in records):
-        measurement.flag("tokens_not_counted")
-    if streams.server_disagrees(records):
-        measurement.flag("server_timing_mismatch")
-    late = sum("client_late" in record.flags for record in records)
-    if late >= MANY_LATE * len(records):
-        measurement.flag("client_late")
-    elif late:
-        measurement.notes.append(f"in {late} of {len(records)} samples this client was late itself")
+    add_doubts(measurement, batch.doubts, records)
     lengths = [record.output_tokens for record in records if record.output_tokens is not None]
     if any(length != tokens for length in lengths):
         measurement.notes.append(

@@ -14,9 +14,8 @@ from pytest_llmbench.core.trends import Slope, theil_sen
 from pytest_llmbench.errors import Primitive
 from pytest_llmbench.profiles.base import Measurement
 from pytest_llmbench.profiles.context_prompts import LongPrompt
+from pytest_llmbench.profiles.sampling import MANY_LATE
 from pytest_llmbench.profiles.streams import prefill_rates, server_disagrees
-
-MANY_LATE = 0.2
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,13 @@ from pytest_llmbench.core.statistics import Interval, has_trend, median, variati
 from pytest_llmbench.errors import Primitive
 from pytest_llmbench.profiles import streams
 from pytest_llmbench.profiles.base import Measurement, ProfileContext, PromptTokens, nonce
-from pytest_llmbench.profiles.sampling import FarOff, Sampler, Samples, another_model
+from pytest_llmbench.profiles.sampling import FarOff, Sampler, Samples, add_doubts, another_model
 from pytest_llmbench.profiles.short_forms import LONGEST_ANSWER, ask_short_forms
 
 PROMPT_FILE = "prompts/story.txt"
 # The shipped story has 130 or so, a short question with its template some 100; a longer one of the user's is told when
 # it is cut.
 PROMPT_TOKENS_AT_MOST = 256
-MANY_LATE = 0.2
 WARMUP_TOKENS = 32
 ONE_TOKEN_TOLERANCE = 0.02
 
@@ -156,17 +155,7 @@ def _add_variance(measurement: Measurement, records: list[RequestRecord], rates:
 
 def _add_doubts(measurement: Measurement, samples: Samples) -> None:
     records = samples.records
-    for flag in samples.rejected:
-        measurement.flag(flag)
-    if any(record.output_tokens is None for record in records):
-        measurement.flag("tokens_not_counted")
-    if streams.server_disagrees(records):
-        measurement.flag("server_timing_mismatch")
-    late = sum("client_late" in record.flags for record in records)
-    if late >= MANY_LATE * len(records):
-        measurement.flag("client_late")
-    elif late:
-        measurement.notes.append(f"in {late} of {len(records)} samples this client was late itself")
+    add_doubts(measurement, samples.rejected, records)
     per_piece = _each(streams.tokens_per_piece, records)
     if per_piece and abs(median(per_piece) - 1) > ONE_TOKEN_TOLERANCE:
         measurement.flag("chunked_stream")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pytest_llmbench.client.generation import Generation
@@ -12,9 +12,11 @@ from pytest_llmbench.core.outliers import outliers
 from pytest_llmbench.core.records import RequestRecord
 from pytest_llmbench.core.statistics import Interval, StoppingRule, StopReason, median
 from pytest_llmbench.errors import MeasurementInvalid
-from pytest_llmbench.profiles.base import STOOD_STILL, ProfileContext, PromptTokens
+from pytest_llmbench.profiles.base import STOOD_STILL, Measurement, ProfileContext, PromptTokens
+from pytest_llmbench.profiles.streams import server_disagrees
 
 MOST_AGAIN = 3
+MANY_LATE = 0.2  # of the samples: more late ones than that put a measurement in doubt
 
 
 @dataclass
@@ -224,3 +226,18 @@ def _invalid(samples: Samples, tokens: int) -> MeasurementInvalid:
         f"{count} of {count + len(samples.records)} requests were no usable samples: {advice}",
         {"rejected": count, "usable": len(samples.records)},
     )
+
+
+def add_doubts(measurement: Measurement, rejected: Iterable[str], records: Sequence[RequestRecord]) -> None:
+    """What is in doubt whatever was asked: why requests were no samples, and how samples were counted and timed."""
+    for flag in rejected:
+        measurement.flag(flag)
+    if any(record.output_tokens is None for record in records):
+        measurement.flag("tokens_not_counted")
+    if server_disagrees(records):
+        measurement.flag("server_timing_mismatch")
+    late = sum("client_late" in record.flags for record in records)
+    if late >= MANY_LATE * len(records):
+        measurement.flag("client_late")
+    elif late:
+        measurement.notes.append(f"in {late} of {len(records)} samples this client was late itself")

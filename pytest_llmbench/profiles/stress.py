@@ -23,7 +23,7 @@ from pytest_llmbench.core.trends import Slope, theil_sen
 from pytest_llmbench.errors import CellError, MeasurementInvalid, Primitive, RequestError, ServerError
 from pytest_llmbench.profiles.base import ABORTED, STOOD_STILL, Measurement, ProfileContext, PromptTokens, nonce
 from pytest_llmbench.profiles.interactive import PROMPT_FILE, PROMPT_TOKENS_AT_MOST
-from pytest_llmbench.profiles.sampling import another_model, why_not_a_sample, why_nothing_counts
+from pytest_llmbench.profiles.sampling import MANY_LATE, another_model, why_not_a_sample, why_nothing_counts
 from pytest_llmbench.profiles.vitals import Ending, Probe, Vitals
 from pytest_llmbench.telemetry.responsiveness import Responsiveness
 
@@ -38,7 +38,6 @@ SIGNIFICANCE = 0.01
 LEAST_LOSS = 0.03
 EXTRAPOLATED_SECONDS = 600.0
 TOO_SHORT_SECONDS = 60.0  # for a loss per hour: chance would become thousands of percent
-MANY_LATE = 0.2
 
 
 @dataclass

@@ -49,7 +49,6 @@ def why_missing(why_not: Mapping[str, str]) -> dict[str, str]:
 
 def cell_metrics(
     samples: Sequence[TelemetryRecord],
-    facts: Mapping[str, Primitive],  # noqa: ARG001 -- asked like cell_flags; no metric needs them so far
     tokens: int | None,
 ) -> dict[str, float]:
     """Metrics of the registry by name; what the samples do not tell is left out.
@@ -59,7 +58,6 @@ def cell_metrics(
 
     Args:
         samples: of one cell, in order.
-        facts: of the machine, as the sampler tells them.
         tokens: that were generated meanwhile; None where that is not known.
     """
     metrics: dict[str, float] = {}

@@ -63,8 +63,8 @@ def codes(found: Sequence[TelemetryRecord], facts: dict[str, Primitive] | None =
 
 class TestMetrics:
     def test_nothing_comes_of_nothing(self) -> None:
-        assert cell_metrics([], {}, 100) == {}
-        assert cell_metrics(samples(1, throttle_events_total=5.0), {}, 100) == {}
+        assert cell_metrics([], 100) == {}
+        assert cell_metrics(samples(1, throttle_events_total=5.0), 100) == {}
         assert cell_flags([], {}) == []
 
     def test_extremes(self) -> None:
@@ -75,15 +75,15 @@ class TestMetrics:
             server_swap_bytes=lambda number: 2e9 if number == 4 else 1e9,
         )
         expected = {"cpu_temperature_celsius": 66, "gpu_temperature_celsius": 70, "swap_gb": 2.0}
-        assert cell_metrics(found, {}, None) == expected
+        assert cell_metrics(found, None) == expected
 
     def test_no_swap_is_told_as_none(self) -> None:
-        assert cell_metrics(samples(server_swap_bytes=0.0), {}, None) == {"swap_gb": 0}
+        assert cell_metrics(samples(server_swap_bytes=0.0), None) == {"swap_gb": 0}
 
     def test_throttle_events_are_those_of_the_cell(self) -> None:
-        assert cell_metrics(samples(10, throttle_events_total=500.0), {}, None) == {"throttle_events": 0}
+        assert cell_metrics(samples(10, throttle_events_total=500.0), None) == {"throttle_events": 0}
         rising = samples(10, throttle_events_total=lambda number: 500 + 3 * number)
-        assert cell_metrics(rising, {}, None) == {"throttle_events": 27}
+        assert cell_metrics(rising, None) == {"throttle_events": 27}
 
     def test_energy_per_token_does_not_count_the_load(self) -> None:
         found = samples(20, package_energy_joules_total=lambda number: 1000 + 10 * number)
@@ -91,31 +91,31 @@ class TestMetrics:
             sample.model_copy(update={"values": {**sample.values, "server_cpu_seconds_total": 1.0}})
             for sample in found[10:]
         ]
-        assert cell_metrics([*found[:10], *later], {}, 45)["package_joules_per_token"] == pytest.approx(90 / 45)
-        assert cell_metrics(found, {}, 45) == {}  # no server was seen
+        assert cell_metrics([*found[:10], *later], 45)["package_joules_per_token"] == pytest.approx(90 / 45)
+        assert cell_metrics(found, 45) == {}  # no server was seen
 
     def test_energy_does_not_count_that_the_model_is_loaded_again(self) -> None:
         found = reloaded(package_energy_joules_total=lambda number: 10.0 * number, gpu_power_watts=20.0)
-        metrics = cell_metrics(found, {}, 38)
+        metrics = cell_metrics(found, 38)
         assert metrics["package_joules_per_token"] == pytest.approx(380 / 38)  # 19 steps of 10 J for each server
         assert metrics["gpu_joules_per_token"] == pytest.approx(380 / 38)  # 19 steps of half a second at 20 W
         counted = reloaded(gpu_energy_joules_total=lambda number: 10.0 * number, gpu_power_watts=1.0)
-        assert cell_metrics(counted, {}, 38)["gpu_joules_per_token"] == pytest.approx(380 / 38)
+        assert cell_metrics(counted, 38)["gpu_joules_per_token"] == pytest.approx(380 / 38)
 
     @pytest.mark.parametrize("tokens", [None, 0])
     def test_energy_without_tokens(self, tokens: int | None) -> None:
         found = working(package_energy_joules_total=float)
-        assert "package_joules_per_token" not in cell_metrics(found, {}, tokens)
+        assert "package_joules_per_token" not in cell_metrics(found, tokens)
 
     def test_energy_of_the_gpu_by_its_counter_or_its_power(self) -> None:
         counted = working(count=11, gpu_energy_joules_total=lambda number: 70.0 * number, gpu_power_watts=1.0)
-        assert cell_metrics(counted, {}, 100)["gpu_joules_per_token"] == pytest.approx(7.0)
+        assert cell_metrics(counted, 100)["gpu_joules_per_token"] == pytest.approx(7.0)
         powered = working(count=11, gpu_power_watts=lambda number: 100.0 * number)  # 0 to 1000 W in 5 s
-        assert cell_metrics(powered, {}, 100)["gpu_joules_per_token"] == pytest.approx(25.0)
+        assert cell_metrics(powered, 100)["gpu_joules_per_token"] == pytest.approx(25.0)
 
     def test_all_are_in_the_registry_and_so_are_the_flags(self) -> None:
         values: dict[str, Any] = dict.fromkeys([*VALUES_OF.values(), "server_swap_bytes"], 50.0)
-        found = cell_metrics(working(**values), {}, 10)
+        found = cell_metrics(working(**values), 10)
         assert found.keys() == {*VALUES_OF, "swap_gb"}
         assert found.keys() <= METRICS.keys()
         assert {"throttled", "power_saving", "busy_machine"} <= FLAGS.keys()
@@ -134,22 +134,22 @@ def noisy(seed: int, mhz: float = 4000.0, sd: float = 0.02) -> Callable[[int], f
 class TestFrequency:
     def test_a_drop_that_lasts(self) -> None:
         found = working(cpu_frequency_mhz=lambda number: 4000.0 if number < 30 else 3000.0)
-        assert cell_metrics(found, {}, None) == {"frequency_drop_percent": 25}
+        assert cell_metrics(found, None) == {"frequency_drop_percent": 25}
 
     def test_a_moment_is_none(self) -> None:
         found = working(cpu_frequency_mhz=lambda number: 1000.0 if number in {20, 21} else 4000.0)
-        assert cell_metrics(found, {}, None) == {"frequency_drop_percent": 0}
+        assert cell_metrics(found, None) == {"frequency_drop_percent": 0}
 
     def test_nor_is_what_an_idle_server_leaves(self) -> None:
         found = working(
             server_cpu_seconds_total=lambda number: 4.0 * min(number, 30),
             cpu_frequency_mhz=lambda number: 4000.0 if number <= 30 else 800.0,
         )
-        assert cell_metrics(found, {}, None) == {"frequency_drop_percent": 0}
+        assert cell_metrics(found, None) == {"frequency_drop_percent": 0}
 
     @pytest.mark.parametrize("changes", [{"server_cpu_seconds_total": 5.0}, {"count": 20}])
     def test_too_little_to_tell(self, changes: dict[str, Any]) -> None:
-        assert cell_metrics(working(**{"cpu_frequency_mhz": 4000.0, **changes}), {}, None) == {}
+        assert cell_metrics(working(**{"cpu_frequency_mhz": 4000.0, **changes}), None) == {}
 
     @pytest.mark.parametrize("count", [21, 200, 3600])
     def test_noise_is_none(self, count: int) -> None:
@@ -157,7 +157,7 @@ class TestFrequency:
         runs = [
             working(count=count, cpu_frequency_mhz=noisy(seed, sd=0.03)) for seed in range(100 if count < 999 else 9)
         ]
-        drops = [cell_metrics(run, {}, None)["frequency_drop_percent"] for run in runs]
+        drops = [cell_metrics(run, None)["frequency_drop_percent"] for run in runs]
         assert max(drops) < 10
         assert sum(drop > 0 for drop in drops) <= 2
 
@@ -165,7 +165,7 @@ class TestFrequency:
     def test_a_small_drop_is_found_where_there_is_little_noise(self, seed: int) -> None:
         mhz = noisy(seed, sd=0.005)
         found = working(count=200, cpu_frequency_mhz=lambda number: mhz(number) * (1 - 0.03 * (number >= 100)))
-        assert cell_metrics(found, {}, None)["frequency_drop_percent"] == pytest.approx(3, abs=1)
+        assert cell_metrics(found, None)["frequency_drop_percent"] == pytest.approx(3, abs=1)
 
 
 class TestThrottled:
@@ -192,7 +192,7 @@ class TestThrottled:
             cpu_frequency_mhz=lambda number: 4000.0 if number < 30 else 3000.0, cpu_temperature_celsius=hottest
         )
         assert codes(found) == []
-        assert cell_metrics(found, {}, None)["frequency_drop_percent"] == 25
+        assert cell_metrics(found, None)["frequency_drop_percent"] == 25
 
     def test_a_drop_that_is_not_at_the_highest_temperature(self) -> None:
         found = working(
