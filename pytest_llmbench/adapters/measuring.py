@@ -120,6 +120,7 @@ def _together(found: Sequence[Measurement]) -> Measurement:
         if len(samples) == len(having) > 1:
             value, interval = over_loads(samples)
             whole.samples[name] = [sample for group in samples for sample in group]
+            whole.by_load[name] = samples
             if interval is not None and min(whole.samples[name]) >= 0:  # Student's t knows of no least value
                 interval = replace(interval, low=max(interval.low, 0.0))
             whole.add(name, value, interval, len(whole.samples[name]))

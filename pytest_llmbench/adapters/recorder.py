@@ -24,6 +24,7 @@ from pytest_llmbench.reports import write_reports
 from pytest_llmbench.reports.conclusions import conclusions
 from pytest_llmbench.reports.plain import plain
 from pytest_llmbench.reports.remarks import remarks
+from pytest_llmbench.reports.run_data import RunData, description_of
 from pytest_llmbench.runtime import host
 from pytest_llmbench.runtime.mending import set_aside_cells
 from pytest_llmbench.runtime.run_folder import utc_now
@@ -276,7 +277,7 @@ class Recorder:
                 "calibration": suite.folder.take_calibration() or self._description.get("calibration"),
             }
             suite.folder.describe({**self._description, **ending})
-            write_reports(suite.folder.path, records, suite.config.output.formats)
+            write_reports(suite.folder.path, suite.config.output.formats)
         except (OSError, RecordError) as exc:
             tell(self._config, f"reports can not be written: {exc}; the records are kept")
         if not suite.config.output.include_logs:
@@ -300,7 +301,8 @@ class Recorder:
             for line in render(list(self._records.values()), width=writer.fullwidth, colour=writer.hasmarkup):
                 terminalreporter.line(line)
         path = suite.folder.path
-        for line in conclusions(path, list(self._records.values())):
+        run = RunData(path, description_of(path), tuple(self._records.values()))
+        for line in conclusions(run):
             terminalreporter.line(plain(line))
         shown = path.relative_to(suite.rootdir) if path.is_relative_to(suite.rootdir) else path
         names = (entry.name for entry in path.iterdir()) if path.is_dir() else ()
@@ -308,5 +310,5 @@ class Recorder:
         terminalreporter.line(f"results in {shown}: {', '.join(files)}")
         if self._nothing_measured:
             terminalreporter.line(NOTHING_MEASURED)
-        for line in remarks(path, list(self._records.values())):
+        for line in remarks(run):
             terminalreporter.line(f"llmbench: {line}")

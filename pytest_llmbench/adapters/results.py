@@ -96,6 +96,7 @@ def _record(
     return record.model_copy(
         update={
             "metrics": measurement.metrics if measurement else {},
+            "samples": measurement.samples_by_load if measurement else {},
             "thresholds": list(verdict.results) if verdict else [],
             "rating": run.rating,
             "interpretation": run.interpretation,

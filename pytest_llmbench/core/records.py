@@ -15,6 +15,7 @@ SCHEMA_VERSION = 1
 Status = Literal["passed", "failed", "error", "skipped", "blocked", "invalid"]
 Rating = Literal["excellent", "good", "acceptable", "poor", "failed"]
 Verdict = Literal["pass", "fail", "inconclusive"]
+Change = Literal["regressed", "improved", "unchanged", "inconclusive", "not_comparable"]
 
 # Doubts about a measurement. A clean one has none; what needs no doubt goes into notes.
 FLAGS: dict[str, str] = {
@@ -74,6 +75,29 @@ class ThresholdResult(Record):
     n: int
     verdict: Verdict
     margin_percent: Finite | None
+
+
+class MetricComparison(Record):
+    """A metric of a cell beside the same of an earlier run.
+
+    Attributes:
+        old: the earlier run's value; None where it has none that can be compared.
+        ratio: new / old; its 95 % interval is ``ci_low`` to ``ci_high``, None where neither run tells how loads differ.
+        p_value: adjusted for all that is compared; None where nothing was tested.
+        limit_percent: how much worse counts.
+        message: the verdict in words, with what would be needed for one that is missing.
+    """
+
+    metric: str
+    old: Finite | None
+    new: Finite | None
+    ratio: Finite | None
+    ci_low: Finite | None
+    ci_high: Finite | None
+    p_value: Finite | None
+    limit_percent: Finite
+    verdict: Change
+    message: str
 
 
 class Reason(Record):
@@ -151,6 +175,8 @@ class CellRecord(Record):
         settings: what the configuration asks of the server, so that cells of other models can be compared with this
             one; ``server`` says what ran.
         expected_failure: why the suite expects this cell to fail (``pytest.mark.xfail``), if it did.
+        samples: of the metrics that are medians, every sample, by load of the model.
+        comparisons: with the baseline of ``--llmbench-baseline``.
         details: rows of which the metrics are the summary, by table: sizes of a context, documents, questions, …
         phases_seconds: where the time of the cell went, by phase; their sum is at most ``duration_seconds``.
         device: what it was measured on: ``cpu``, or a GPU as it is named in ``CUDA_VISIBLE_DEVICES``; None where it was
@@ -172,7 +198,9 @@ class CellRecord(Record):
     reason: Reason | None = None
     expected_failure: str | None = None
     metrics: dict[str, MetricValue] = {}
+    samples: dict[str, list[list[Finite]]] = {}
     thresholds: list[ThresholdResult] = []
+    comparisons: list[MetricComparison] = []
     rating: Rating | None = None
     interpretation: str | None = None
     flags: list[str] = []

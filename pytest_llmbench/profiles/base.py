@@ -39,6 +39,7 @@ class Measurement:
 
     Attributes:
         samples: of the metrics that are medians, in the order they were taken.
+        by_load: the same, apart for each load of the model, where there were several.
         flags: doubts, codes of ``records.FLAGS``.
         notes: remarks without doubt.
         sampling: the stopping rule at work: how many samples, why it stopped.
@@ -47,6 +48,7 @@ class Measurement:
 
     metrics: dict[str, MetricValue] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
+    by_load: dict[str, list[list[float]]] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sampling: dict[str, Primitive] = field(default_factory=dict)
@@ -57,6 +59,11 @@ class Measurement:
         if samples:
             self.samples[name] = list(samples)
             self.add(name, median(samples), median_interval(samples), len(samples))
+
+    @property
+    def samples_by_load(self) -> dict[str, list[list[float]]]:
+        """Of each metric that is a median, its samples by load."""
+        return {name: self.by_load.get(name, [samples]) for name, samples in self.samples.items()}
 
     def add_exact(self, name: str, value: float, n: int = 1) -> None:
         """Add a count or an extreme of what happened: it has no interval but itself. Raises KeyError as ``add``."""

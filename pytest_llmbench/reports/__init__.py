@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.reports.csv_table import write_csv
 from pytest_llmbench.reports.markdown import write_markdown
+from pytest_llmbench.reports.run_data import RunData
 
-WRITERS: dict[str, Callable[[Path, Sequence[CellRecord]], Path]] = {"csv": write_csv, "markdown": write_markdown}
+WRITERS: dict[str, Callable[[RunData], Path]] = {"csv": write_csv, "markdown": write_markdown}
 
 
-def write_reports(folder: Path, records: Sequence[CellRecord], formats: Iterable[str]) -> list[Path]:
-    """Write the derived reports that exist among ``formats``; returns their paths. Raises OSError."""
-    return [WRITERS[name](folder, records) for name in formats if name in WRITERS]
+def write_reports(folder: Path, formats: Iterable[str]) -> list[Path]:
+    """Write the derived reports that exist among ``formats``, from a run's folder; returns their paths.
+
+    The same bytes whenever it is called: nothing but the folder's records is looked at, and no clock.
+
+    Raises:
+        OSError: the disk refuses.
+        RecordError: as :meth:`RunData.read`.
+    """
+    run = RunData.read(folder)
+    return [WRITERS[name](run) for name in formats if name in WRITERS]

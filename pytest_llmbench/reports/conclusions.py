@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.core.scores import Configuration, configurations
-from pytest_llmbench.reports.remarks import description_of
+from pytest_llmbench.reports.run_data import RunData
 
 _PHASES = {
     "calibrate": "calibrating the client",
@@ -19,19 +18,19 @@ _PHASES = {
 }
 
 
-def conclusions(folder: Path, records: Sequence[CellRecord]) -> list[str]:
+def conclusions(run: RunData) -> list[str]:
     """Sentences about a run's cells together."""
-    return [*comparisons(folder, records), *scores(records), *where_the_time_went(records)]
+    return [*comparisons(run), *scores(run.records), *where_the_time_went(run.records)]
 
 
-def comparisons(folder: Path, records: Sequence[CellRecord]) -> list[str]:
+def comparisons(run: RunData) -> list[str]:
     """Of each quantization that answered the quality questions, what it keeps of the baseline's score."""
-    answered = [record for record in records if record.profile == "quality" and record.metrics]
+    answered = [record for record in run.records if record.profile == "quality" and record.metrics]
     if not answered:
         return []
     from pytest_llmbench.core.quality_comparison import compare_quantizations
 
-    baseline = _baseline(description_of(folder))
+    baseline = _baseline(run.description)
     found = compare_quantizations(answered, baseline)
     compared = [" ".join(filter(None, (one.model, one.variant, one.sentence))) for one in found]
     if baseline is not None and all(record.quantization.upper() != baseline.upper() for record in answered):
@@ -42,7 +41,7 @@ def comparisons(folder: Path, records: Sequence[CellRecord]) -> list[str]:
 def _baseline(description: object) -> str | None:
     """``configuration.settings.quality.baseline`` of a description that may be anything."""
     for key in ("configuration", "settings", "quality", "baseline"):
-        description = description.get(key) if isinstance(description, dict) else None
+        description = description.get(key) if isinstance(description, Mapping) else None
     return description if isinstance(description, str) else None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.records import CellRecord, MemoryRecord
 from pytest_llmbench.core.scores import COST_BENEFIT, configurations
+from pytest_llmbench.reports.run_data import RunData
 
 # Metric → the founding column's suffix; a metric that is not here keeps its own name.
 _FOUNDING_SUFFIX = {
@@ -21,8 +22,9 @@ _FOUNDING_SUFFIX = {
 }
 
 
-def write_csv(folder: Path, records: Sequence[CellRecord]) -> Path:
+def write_csv(run: RunData) -> Path:
     """Write ``results.csv`` into a run's folder."""
+    records = run.records
     rows: dict[tuple[str, str, str | None], dict[str, str]] = {}
     columns = ["model", "quant", "variant", "size_gb", "memory_gb", "predicted_memory_gb", *_columns_of(records)]
     scores = {(one.model, one.quantization, one.variant): one.cost_benefit_score for one in configurations(records)}
@@ -47,7 +49,7 @@ def write_csv(folder: Path, records: Sequence[CellRecord]) -> Path:
     for key, row in rows.items():
         if (score := scores.get(key)) is not None:
             row[COST_BENEFIT] = repr(score)
-    path = folder / "results.csv"
+    path = run.folder / "results.csv"
     with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(map(_inert, columns))

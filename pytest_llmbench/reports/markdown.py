@@ -16,16 +16,17 @@ from pytest_llmbench.reports.columns import by_profile
 from pytest_llmbench.reports.conclusions import conclusions
 from pytest_llmbench.reports.plain import plain
 from pytest_llmbench.reports.remarks import remarks
+from pytest_llmbench.reports.run_data import RunData
 
 MAX_DETAIL_ROWS = 16
 # What means something to Markdown or HTML in the middle of a line; model names and server logs are not ours.
 _ACTIVE = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 
 
-def write_markdown(folder: Path, records: Sequence[CellRecord]) -> Path:
+def write_markdown(run: RunData) -> Path:
     """Write ``summary.md`` into a run's folder."""
-    path = folder / "summary.md"
-    text = render(records, folder.resolve().name, remarks(folder, records), conclusions(folder, records))
+    path, records = run.folder / "summary.md", run.records
+    text = render(records, run.run_id, remarks(run), conclusions(run))
     path.write_text(text, encoding="utf-8", errors="replace")
     return path
 

@@ -11,6 +11,7 @@ import pytest
 from pytest_llmbench.core.records import CellRecord, MetricValue
 from pytest_llmbench.reports.conclusions import comparisons, conclusions, scores, where_the_time_went
 from tests.unit.factories import cell_record
+from tests.unit.reports.runs import run_of
 
 
 def scored(quantization: str, speed: float, quality: float, memory: float, **changes: Any) -> CellRecord:
@@ -48,12 +49,12 @@ def test_records_of_an_earlier_version_have_no_phases() -> None:
 @pytest.mark.parametrize("text", ["", "[]", '{"configuration": 3}', '{"configuration": {"settings": {"quality": []}}}'])
 def test_a_description_that_is_none_does_no_harm(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
-    assert conclusions(tmp_path, [cell_record(profile="quality"), cell_record()]) is not None
+    assert conclusions(run_of(tmp_path, [cell_record(profile="quality"), cell_record()])) is not None
 
 
 def test_without_questions_nothing_is_compared(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"configuration": {"settings": {"quality": {"baseline": "Q4"}}}}))
-    assert conclusions(tmp_path, [cell_record(), cell_record(profile="quality", metrics={})]) == []
+    assert conclusions(run_of(tmp_path, [cell_record(), cell_record(profile="quality", metrics={})])) == []
 
 
 def answered(model: str, quantization: str, correct: int) -> CellRecord:
@@ -71,11 +72,11 @@ def answered(model: str, quantization: str, correct: int) -> CellRecord:
 
 def test_comparisons_of_several_models_tell_which(tmp_path: Path) -> None:
     cells = [answered(model, name, 8) for model in ("one", "other") for name in ("Q8_0", "Q4_K_M")]
-    told = comparisons(tmp_path, cells)
+    told = comparisons(run_of(tmp_path, cells))
     assert [line.partition(" retains")[0] for line in told] == ["one Q4_K_M", "other Q4_K_M"]
 
 
 def test_a_baseline_that_is_written_in_small_letters_was_measured_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"configuration": {"settings": {"quality": {"baseline": "q8_0"}}}}))
-    (told,) = comparisons(tmp_path, [answered("one", name, 8) for name in ("Q8_0", "Q4_K_M")])
+    (told,) = comparisons(run_of(tmp_path, [answered("one", name, 8) for name in ("Q8_0", "Q4_K_M")]))
     assert "retains 100 %" in told

@@ -11,12 +11,13 @@ from pytest_llmbench.core.records import CellRecord, MemoryRecord, MetricValue
 from pytest_llmbench.reports.csv_table import write_csv
 from tests.unit.factories import broken_record, cell_record
 from tests.unit.reports.hostile import HOSTILE
+from tests.unit.reports.runs import run_of
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def table(folder: Path, *records: CellRecord) -> list[list[str]]:
-    path = write_csv(folder, records)
+    path = write_csv(run_of(folder, records))
     assert path == folder / "results.csv"
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.reader(file, strict=True))

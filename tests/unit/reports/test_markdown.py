@@ -14,13 +14,14 @@ from pytest_llmbench.core.records import CellRecord, MemoryRecord, ModelFile, Re
 from pytest_llmbench.reports.markdown import render, write_markdown
 from tests.unit.factories import broken_record, cell_record
 from tests.unit.reports.hostile import HOSTILE
+from tests.unit.reports.runs import run_of
 
 # What a summary is made of. No link, image, code, HTML or emphasis can come in from outside.
 OURS = {"heading", "paragraph", "table", "thead", "tbody", "tr", "th", "td", "bullet_list", "list_item", "strong"}
 
 
 def written(folder: Path, *records: CellRecord) -> str:
-    path = write_markdown(folder, records)
+    path = write_markdown(run_of(folder, records))
     assert path == folder / "summary.md"
     return path.read_text(encoding="utf-8")
 
