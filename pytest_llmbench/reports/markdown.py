@@ -1,115 +1,165 @@
-"""``summary.md``: what was measured, judged, and not run, short enough for a CI job's page."""
+"""``summary.md``: the answer first, then what it rests on; short enough for a CI job's page and a comment."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from pytest_llmbench.core.metrics import METRICS, format_quantity
+from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.quantities import gigabytes
+from pytest_llmbench.core.recommendations import Advice
 from pytest_llmbench.core.records import FLAGS, CellRecord, MemoryRecord
 from pytest_llmbench.core.thresholds import explain
-from pytest_llmbench.errors import Primitive
-from pytest_llmbench.reports.columns import by_profile
+from pytest_llmbench.reports.columns import by_profile, columns_of
 from pytest_llmbench.reports.conclusions import conclusions
 from pytest_llmbench.reports.plain import plain
 from pytest_llmbench.reports.remarks import remarks
 from pytest_llmbench.reports.run_data import RunData
 
-MAX_DETAIL_ROWS = 16
+MAX_CHARACTERS = 60_000  # a comment on GitHub may have 65,536
+MAX_ROWS = 40  # of a table
+MAX_RANKED = 5  # candidates of a use
+_MAX_NAMES = 4  # of cells, in one line
+_MAX_TEXT = 600  # characters of one text that is not ours
 # What means something to Markdown or HTML in the middle of a line; model names and server logs are not ours.
-_ACTIVE = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
+_ACTIVE = re.compile(r"([\\`*_{}\[\]<>#|~!&$@])")
+_CHANGES = ("regressed", "inconclusive", "improved", "not_comparable", "unchanged")
 
 
 def write_markdown(run: RunData) -> Path:
     """Write ``summary.md`` into a run's folder."""
-    path, records = run.folder / "summary.md", run.records
-    text = render(records, run.run_id, remarks(run), conclusions(run))
-    path.write_text(text, encoding="utf-8", errors="replace")
+    path = run.folder / "summary.md"
+    path.write_text(render(run), encoding="utf-8", errors="replace")
     return path
 
 
-def render(
-    records: Sequence[CellRecord],
-    run_id: str,
-    about_the_run: Sequence[str] = (),
-    about_several: Sequence[str] = (),
-) -> str:
-    """The summary as Markdown text.
+def render(run: RunData) -> str:
+    """The summary as Markdown text, of at most some 60,000 characters: what decides comes first."""
+    parts = [
+        _head(run),
+        _section("Worse than before, or not", _compared(run.records)),
+        _section("What to run", _advice(run.recommendations.advice)),
+        *(_table(profile, group) for profile, group in by_profile(run.records).items()),
+        _section("What was not met, is in doubt, or was not measured", _troubles(run.records)),
+        _section("What to measure next", [f"- {_escape(text)}" for text in run.recommendations.next]),
+        _section("Together", [f"- {_escape(text)}" for text in conclusions(run)]),
+        _legend(run.records),
+    ]
+    text, left = "", MAX_CHARACTERS
+    for part in filter(None, parts):
+        block = "\n".join(part) + "\n\n"
+        if len(block) > left:
+            block = block[: block.rfind("\n", 0, max(left, 1)) + 1] + "\n… the rest is in report.html and cells.jsonl\n"
+            return text + block
+        text, left = text + block, left - len(block)
+    return text.rstrip("\n") + "\n"
 
-    Args:
-        about_the_run: what a reader has to know of the run as a whole.
-        about_several: what cells come to together.
-    """
-    counts = Counter(record.status for record in records)
+
+def _head(run: RunData) -> list[str]:
+    counts = Counter(record.status for record in run.records)
     totals = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none was finished"
-    lines = [f"# Benchmark run {_escape(run_id)}", "", f"Cells: {totals}.", ""]
-    lines += [f"**{_escape(line)}.**\n" for line in about_the_run]
-    for profile, group in by_profile(records).items():
-        lines += _table(profile, group)
-    lines += _section("Together", about_several)
-    shown = [name for name in METRICS if any(name in record.metrics for record in records)]
-    lines += ["Values are medians with 95 % intervals where it says so; a dash means not measured.", ""]
-    lines += [*(f"- {_escape(name)}: {_escape(_meaning(name))}" for name in shown), ""]
-    for record in records:
-        lines += _details(record)
-    return "\n".join(lines) + "\n"
-
-
-def _table(profile: str, records: Sequence[CellRecord]) -> list[str]:
-    """The cells of one profile, with all that was measured."""
-    shown = [name for name in METRICS if any(name in record.metrics for record in records)]
-    header = ["model", "quant", *(f"{name} ({METRICS[name].unit})" for name in shown), "rating", "status"]
-    lines = [f"## {_escape(profile)}", "", _row(header), _row(["---"] * len(header))]
-    for record in records:
-        name = record.model if record.variant is None else f"{record.model} · {record.variant}"
-        numbers = [_interval(record, metric) for metric in shown]
-        lines.append(_row([name, record.quantization, *numbers, record.rating or "–", record.status]))
-    return [*lines, ""]
-
-
-def _section(title: str, sentences: Sequence[str]) -> list[str]:
-    return [f"## {title}", "", *(f"- {_escape(sentence)}" for sentence in sentences), ""] if sentences else []
-
-
-def _meaning(name: str) -> str:
-    formula = METRICS[name].formula
-    return METRICS[name].meaning + (f" ({formula})" if formula else "")
-
-
-def _details(record: CellRecord) -> list[str]:
-    lines = [f"## {_escape(record.nodeid)}", ""]
-    if record.interpretation:
-        lines += [f"{_escape(record.interpretation)}.", ""]
-    lines += [f"- {_escape(explain(result))}" for result in record.thresholds]
-    if record.reason is not None and record.reason.code != "below_threshold":
-        lines.append(f"- **{record.status}** ({_escape(record.reason.code)}): {_escape(record.reason.message)}")
-    if record.memory is not None and record.memory.observed_peak_bytes is not None:
-        lines.append(f"- {_memory(record.memory)}")
-    lines += [f"- doubt: {_escape(flag)}: {FLAGS.get(flag, 'see the reason')}" for flag in record.flags]
-    lines += [f"- note: {_escape(note)}" for note in record.notes]
-    return [*lines, *_rows(record), ""]
-
-
-def _rows(record: CellRecord) -> list[str]:
-    """The tables behind the metrics, where they are short; the others are in the records."""
-    lines: list[str] = []
-    for table, rows in record.details.items():
-        if not rows or len(rows) > MAX_DETAIL_ROWS:
-            lines += [f"- {_escape(table)}: {len(rows)} rows in cells.jsonl"] if rows else []
-            continue
-        keys = list(dict.fromkeys(key for row in rows for key in row))
-        lines += ["", f"### {_escape(table)}", "", _row(keys), _row(["---"] * len(keys))]
-        lines += [_row([_cell(row.get(key)) for key in keys]) for row in rows]
+    lines = [f"# Benchmark run {_escape(run.run_id)}", ""]
+    if run.recommendations.headline:
+        lines += [f"**{_escape(run.recommendations.headline)}**", ""]
+    lines += [f"Cells: {totals}.{_machine(run.description)}"]
+    for line in remarks(run):
+        lines += ["", f"**{_escape(line)}.**"]
     return lines
 
 
-def _cell(value: Primitive) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _machine(description: Mapping[str, object]) -> str:
+    """What it was measured on, as far as ``run.json`` says it."""
+    hardware = description.get("hardware")
+    known = hardware if isinstance(hardware, Mapping) else {}
+    memory_bytes = known.get("memory_bytes")
+    parts = [
+        str(known["cpu"]) if known.get("cpu") else None,
+        gigabytes(memory_bytes) if isinstance(memory_bytes, int) else None,
+        f"commit {str(description['git_commit'])[:12]}" if description.get("git_commit") else None,
+    ]
+    return " " + _escape(" · ".join(filter(None, parts))) + "." if any(parts) else ""
+
+
+def _compared(records: Sequence[CellRecord]) -> list[str]:
+    """Every comparison with the baseline but those that found nothing, and how many these are."""
+    found = [(record, one) for record in records for one in record.comparisons]
+    if not found:
+        return []
+    counts = Counter(one.verdict for _, one in found)
+    lines = [f"{', '.join(f'{counts[kind]} {_words(kind)}' for kind in _CHANGES if counts[kind])}.", ""]
+    shown = sorted(
+        (pair for pair in found if pair[1].verdict != "unchanged"), key=lambda p: _CHANGES.index(p[1].verdict)
+    )
+    for record, one in shown[:MAX_ROWS]:
+        lines.append(f"- {_name(record)}: {_escape(one.message)}")
+    return [*lines, *_more(len(shown) - MAX_ROWS, "comparisons")]
+
+
+def _words(verdict: str) -> str:
+    return verdict.replace("_", " ")
+
+
+def _advice(advice: Iterable[Advice]) -> list[str]:
+    lines: list[str] = []
+    for one in advice:
+        lines += [*([""] if lines else []), f"**{_escape(one.title)}**: {_escape(one.answer)}", ""]
+        for candidate in one.ranked[:MAX_RANKED]:
+            usability = f" – {candidate.usability}" if candidate.usability else ""
+            reasons = "; ".join(candidate.reasons)
+            lines.append(f"- {candidate.mark} {_escape(candidate.configuration)}{usability}: {_escape(reasons)}")
+        lines += _more(len(one.ranked) - MAX_RANKED, "candidates")
+        lines += [f"- {_escape(text)}" for text in (*one.excluded[:MAX_RANKED], *one.remarks)]
+        lines += _more(len(one.excluded) - MAX_RANKED, "groups of cells that were not measured")
+    return lines
+
+
+def _table(profile: str, records: Sequence[CellRecord]) -> list[str]:
+    """The cells of one profile with the metrics that its use is about; if they are many, those in trouble first."""
+    columns = columns_of(profile, records)
+    header = ["model", "quant", *(title for _, title in columns), "rating", "status"]
+    lines = [f"## {_escape(profile)}", "", _row(header), _row(["---"] * len(header))]
+    ordered = sorted(records, key=lambda record: record.status == "passed") if len(records) > MAX_ROWS else records
+    for record in ordered[:MAX_ROWS]:
+        model = record.model if record.variant is None else f"{record.model} · {record.variant}"
+        numbers = [_interval(record, metric) for metric, _ in columns]
+        lines.append(_row([model, record.quantization, *numbers, record.rating or "–", record.status]))
+    more = _more(len(records) - MAX_ROWS, "cells")
+    return [*lines, *([""] if more else []), *more]
+
+
+def _troubles(records: Sequence[CellRecord]) -> list[str]:
+    """Of cells that are not simply passed: why. What is so of several cells is said once, with their names."""
+    lines: list[str] = []
+    alike: dict[str, list[CellRecord]] = {}
+    for record in records:
+        if record.status in {"skipped", "blocked"} and record.reason is not None:
+            sentence = f"{record.status} ({_escape(record.reason.code)}): {_escape(record.reason.message)}"
+            alike.setdefault(sentence, []).append(record)
+        elif trouble := _trouble(record):
+            lines += [f"- {_name(record)}", *(f"  - {line}" for line in trouble)]
+        for flag in record.flags:
+            sentence = f"doubt: {_escape(flag)}: {FLAGS.get(flag, 'see the reason')}"
+            alike.setdefault(sentence, []).append(record)
+    for sentence, group in alike.items():
+        names = ", ".join(_name(record) for record in group[:_MAX_NAMES])
+        more = f" and {len(group) - _MAX_NAMES} more" if len(group) > _MAX_NAMES else ""
+        lines.append(f"- {sentence} – {names}{more}")
+    return lines
+
+
+def _trouble(record: CellRecord) -> list[str]:
+    lines = [_escape(explain(result)) for result in record.thresholds if result.verdict != "pass"]
+    if record.reason is not None and record.reason.code not in {"below_threshold", "regressed"}:
+        lines.append(f"{record.status} ({_escape(record.reason.code)}): {_escape(record.reason.message)}")
+    if lines and record.memory is not None and record.memory.observed_peak_bytes is not None:
+        lines.append(_memory(record.memory))
+    return lines
+
+
+def _name(record: CellRecord) -> str:
+    return _escape(record.nodeid.rpartition("::")[2] or record.nodeid)
 
 
 def _memory(memory: MemoryRecord) -> str:
@@ -122,14 +172,39 @@ def _memory(memory: MemoryRecord) -> str:
     return text
 
 
+def _legend(records: Sequence[CellRecord]) -> list[str]:
+    titles = {
+        name: title for profile, group in by_profile(records).items() for name, title in columns_of(profile, group)
+    }
+    shown = [name for name in METRICS if name in titles and any(name in record.metrics for record in records)]
+    lines = [f"- {_escape(titles[name])} ({_escape(name)}): {_escape(_meaning(name))}" for name in shown]
+    intro = (
+        "Values are medians, with 95 % intervals in brackets; a dash means not measured. All else is in report.html."
+    )
+    return [intro, "", *lines] if lines else []
+
+
+def _meaning(name: str) -> str:
+    formula = METRICS[name].formula
+    return METRICS[name].meaning + (f" ({formula})" if formula else "")
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    return [f"## {title}", "", *lines] if lines else []
+
+
+def _more(count: int, what: str) -> list[str]:
+    return [f"- … and {count} more {what}"] if count > 0 else []
+
+
 def _interval(record: CellRecord, name: str) -> str:
     metric = record.metrics.get(name)
     if metric is None:
         return "–"
-    text = format_quantity(name, metric.value)
+    digits = METRICS[name].decimals
+    text = f"{metric.value:.{digits}f}"
     if metric.ci_low is None or metric.ci_high is None or METRICS[name].exact:
         return text
-    digits = METRICS[name].decimals
     return f"{text} ({metric.ci_low:.{digits}f}–{metric.ci_high:.{digits}f})"
 
 
@@ -138,4 +213,5 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    return _ACTIVE.sub(r"\\\1", plain(text))
+    cut = plain(text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + " …")
+    return _ACTIVE.sub(r"\\\1", cut)

@@ -10,8 +10,8 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from pytest_llmbench.core.records import CellRecord, MemoryRecord, ModelFile, Reason
-from pytest_llmbench.reports.markdown import render, write_markdown
+from pytest_llmbench.core.records import CellRecord, MemoryRecord, MetricComparison, ModelFile, Reason
+from pytest_llmbench.reports.markdown import write_markdown
 from tests.unit.factories import broken_record, cell_record
 from tests.unit.reports.hostile import HOSTILE
 from tests.unit.reports.runs import run_of
@@ -62,28 +62,14 @@ def shown(text: str) -> str:
 def test_a_summary(tmp_path: Path) -> None:
     markdown = written(tmp_path, cell_record(), broken_record("it did not start", model="other", variant="t1"))
     header, measured, broken = cells(markdown)
-    assert header == [
-        "model",
-        "quant",
-        "ttft_seconds (s)",
-        "decode_tokens_per_second (tokens/s)",
-        "rating",
-        "status",
-    ]
-    assert measured == [
-        "tiny",
-        "Q4_1",
-        "0.125 s",
-        "71.2 tokens/s (70.5–72.0)",
-        "excellent",
-        "passed",
-    ]
-    assert broken == ["other · t1", "Q4_1", "–", "–", "–", "error"]
+    assert header == ["model", "quant", "tokens/s", "TTFT s", "variance %", "rating", "status"]
+    assert measured == ["tiny", "Q4_1", "71.2 (70.5–72.0)", "0.125", "–", "excellent", "passed"]
+    assert broken == ["other · t1", "Q4_1", "–", "–", "–", "–", "error"]
     assert kinds(markdown) <= OURS
     text = "".join(token.content for token in tokens(markdown) if token.type == "text")
     assert f"Benchmark run {tmp_path.name}" in text
     assert "Cells: 1 passed, 1 error." in text
-    assert "min_tokens_per_sec: at least 2.0 tokens/s, observed 71.2 tokens/s" in text
+    assert "tokens/s (decode_tokens_per_second): How fast text streams" in text
     assert "(server_start_failed): it did not start" in text
 
 
@@ -92,18 +78,22 @@ def test_a_summary(tmp_path: Path) -> None:
     [
         ({}, None),
         ({"predicted_bytes": 2 * 10**9}, None),
-        ({"observed_peak_bytes": 10**9}, "- memory: at most 1.0 GB observed"),
+        ({"observed_peak_bytes": 10**9}, "  - memory: at most 1.0 GB observed"),
         (
             {"observed_peak_bytes": 10**9, "predicted_bytes": 2 * 10**9, "correction_factor": 0.97},
-            "- memory: at most 1.0 GB observed, 2.0 GB predicted (by earlier runs × 0.97)",
+            "  - memory: at most 1.0 GB observed, 2.0 GB predicted (by earlier runs × 0.97)",
         ),
     ],
 )
-def test_observed_memory_beside_the_prediction(fields: dict[str, Any], line: str | None) -> None:
-    lines = [
-        text for text in render([cell_record(memory=MemoryRecord(**fields))], "r").splitlines() if "memory" in text
-    ]
-    assert lines == ([line] if line else [])
+def test_observed_memory_beside_the_prediction_where_something_is_wrong(
+    tmp_path: Path, fields: dict[str, Any], line: str | None
+) -> None:
+    memory = MemoryRecord(**fields)
+    for record, expected in (
+        (broken_record("why", memory=memory), [line] if line else []),
+        (cell_record(memory=memory), []),
+    ):
+        assert [text for text in written(tmp_path, record).splitlines() if "- memory:" in text] == expected
 
 
 def test_no_cells(tmp_path: Path) -> None:
@@ -113,22 +103,51 @@ def test_no_cells(tmp_path: Path) -> None:
 def test_profiles_have_tables_of_their_own(tmp_path: Path) -> None:
     rows = cells(written(tmp_path, cell_record(), cell_record(profile="batch", metrics={})))
     assert [row[:3] for row in rows] == [
-        ["model", "quant", "ttft_seconds (s)"],
-        ["tiny", "Q4_1", "0.125 s"],
-        ["model", "quant", "rating"],
-        ["tiny", "Q4_1", "excellent"],
+        ["model", "quant", "tokens/s"],
+        ["tiny", "Q4_1", "71.2 (70.5–72.0)"],
+        ["model", "quant", "s/doc"],
+        ["tiny", "Q4_1", "–"],
     ]
 
 
-def test_short_tables_of_details_are_shown_and_long_ones_counted(tmp_path: Path) -> None:
-    sizes = [{"context_tokens": 4096, "load_seconds": 1.23456, "reason": "a|b", "warm": None}]
-    record = cell_record(details={"sizes": sizes, "documents": [{"id": str(number)} for number in range(30)]})
-    markdown = written(tmp_path, record)
-    assert cells(markdown)[2:] == [
-        ["context_tokens", "load_seconds", "reason", "warm"],
-        ["4096", "1.235", "a|b", "–"],
-    ]
-    assert "documents: 30 rows in cells.jsonl" in markdown
+def test_what_is_so_of_several_cells_is_said_once(tmp_path: Path) -> None:
+    skipped = Reason(code="does_not_fit", message="needs 8 GB")
+    many = [cell_record(nodeid=f"a.py::test[{n}]", status="skipped", reason=skipped, metrics={}) for n in range(6)]
+    markdown = written(tmp_path, *many, cell_record(flags=["drift"]), cell_record(nodeid="b", flags=["drift"]))
+    (reason,) = (line for line in markdown.splitlines() if "does\\_not\\_fit" in line)
+    assert reason.endswith("– test\\[0\\], test\\[1\\], test\\[2\\], test\\[3\\] and 2 more")
+    (doubt,) = (line for line in markdown.splitlines() if "doubt: drift" in line)
+    assert doubt.endswith("tiny-Q4\\_1\\], b")
+
+
+def test_a_large_run_still_fits_a_comment_and_shows_trouble_first(tmp_path: Path) -> None:
+    records = [cell_record(nodeid=f"a.py::test[m{n}]", model=f"m{n}") for n in range(3000)]
+    records += [broken_record("x" * 10**4, nodeid=f"a.py::test[b{n}]", model=f"b{n}") for n in range(300)]
+    markdown = written(tmp_path, *records)
+    assert len(markdown) < 65_536
+    assert cells(markdown)[1][0] == "b0"
+    assert "… and 3260 more cells" in markdown
+    assert markdown.rstrip().endswith("the rest is in report.html and cells.jsonl")
+
+
+def test_what_became_worse_stands_before_all_else_that_was_compared(tmp_path: Path) -> None:
+    one = MetricComparison(
+        metric="ttft_seconds",
+        old=1,
+        new=1,
+        ratio=1,
+        ci_low=None,
+        ci_high=None,
+        p_value=None,
+        limit_percent=5,
+        verdict="unchanged",
+        message="as before",
+    )
+    worse = one.model_copy(update={"verdict": "regressed", "message": "50 % slower"})
+    markdown = written(tmp_path, cell_record(comparisons=[one]), cell_record(comparisons=[worse]))
+    assert "1 regressed, 1 unchanged." in markdown
+    assert "50 % slower" in markdown
+    assert "as before" not in markdown
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
@@ -153,7 +172,7 @@ def test_hostile_text_stays_text(tmp_path: Path, text: str) -> None:
     assert kinds(markdown) <= OURS
     assert not [char for char in markdown if not char.isprintable() and char != "\n"]
     rows = cells(markdown)
-    assert len(rows) == 3
+    assert len(rows) == 3  # the table's
     assert rows[1][:2] == [f"{shown(text)} · {shown(text)}".strip(), shown(text)]
     assert len({unescaped_pipes(line) for line in markdown.splitlines() if line.startswith("|")}) == 1
-    assert sum(token.type == "heading_open" for token in tokens(markdown)) == 4
+    assert [token.tag for token in tokens(markdown) if token.type == "heading_open"][:2] == ["h1", "h2"]
