@@ -15,7 +15,8 @@
         ├── RequestError            one request: refused, timed out, broken stream, empty answer
         └── MeasurementInvalid      measured, but the numbers can not be trusted (record status ``invalid``)
 
-``ThresholdFailure`` stands apart: it is an ``AssertionError``, the verdict of a measurement that worked.
+``ThresholdFailure`` and its ``RegressionFailure`` stand apart: each is an ``AssertionError``, the verdict of a measurement
+that worked.
 
 A ``CellError`` carries a stable ``code`` for dashboards, a message for people (what happened, where, what to do next)
 and ``evidence``: primitives only, because it travels between processes and into records.
@@ -106,3 +107,7 @@ class MeasurementInvalid(CellError):
 
 class ThresholdFailure(AssertionError):
     """A measurement that worked is below a threshold."""
+
+
+class RegressionFailure(ThresholdFailure):
+    """A measurement that met its thresholds is worse than the baseline's."""

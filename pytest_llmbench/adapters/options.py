@@ -14,6 +14,12 @@ _OPTIONS: tuple[tuple[str, str, str], ...] = (
     ("config", "PATH", "configuration file (default: configs/config.yaml below the rootdir)"),
     ("models", "PATH", "models file (default: configs/models.yaml below the rootdir)"),
     ("output", "DIR", "folder for results; a run writes DIR/<run id>/ (default: results)"),
+    (
+        "baseline",
+        "RUN",
+        "fail cells that are worse than those of this run: latest, a run id, a folder, or a baseline file",
+    ),
+    ("max-regression", "PERCENT", "with --llmbench-baseline: how much worse counts (default: 5)"),
     ("resume", "RUN", "finish an earlier run in its own folder: latest, a run id, or a folder"),
 )
 _CHOICES: tuple[tuple[str, tuple[str, ...], str], ...] = (
@@ -35,7 +41,7 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("llmbench", "benchmarks of language models (pytest-llmbench)")
     for name, metavar, text in _OPTIONS:
         group.addoption(f"--llmbench-{name}", metavar=metavar, default=None, help=text)
-        parser.addini(f"llmbench_{name}", text, default=None)
+        parser.addini(f"llmbench_{_key(name)}", text, default=None)
     for name, choices, text in _CHOICES:
         group.addoption(f"--llmbench-{name}", choices=choices, default=None, help=text)
         parser.addini(f"llmbench_{_key(name)}", text, default=None)

@@ -16,7 +16,7 @@ from pytest_llmbench.adapters.neighbours import attempt_note, timed_out
 from pytest_llmbench.adapters.state import Suite
 from pytest_llmbench.core.cell import Cell, ServerSpec
 from pytest_llmbench.core.records import CellRecord, Reason, ServerInfo, Status, to_line
-from pytest_llmbench.errors import CellError, DiskFull, LlmbenchError, RecordError, ThresholdFailure
+from pytest_llmbench.errors import CellError, DiskFull, LlmbenchError, RecordError, RegressionFailure, ThresholdFailure
 from pytest_llmbench.profiles.base import STOOD_STILL
 from pytest_llmbench.runtime.run_folder import utc_now
 
@@ -98,6 +98,7 @@ def _record(
             "metrics": measurement.metrics if measurement else {},
             "samples": measurement.samples_by_load if measurement else {},
             "thresholds": list(verdict.results) if verdict else [],
+            "comparisons": list(verdict.comparisons) if verdict else [],
             "rating": run.rating,
             "interpretation": run.interpretation,
             "flags": measurement.flags if measurement else [reason.code] if reason and status == "invalid" else [],
@@ -128,7 +129,8 @@ def _status(run: CellRun, report: pytest.TestReport, error: BaseException | None
     if isinstance(error, RecordError):
         return "error", Reason(code=DISK_FULL if isinstance(error, DiskFull) else "not_recorded", message=str(error))
     if isinstance(error, ThresholdFailure):  # also where pytest expected it to fail
-        return "failed", Reason(code="below_threshold", message=str(error))
+        code = "regressed" if isinstance(error, RegressionFailure) else "below_threshold"
+        return "failed", Reason(code=code, message=str(error))
     if report.passed:
         return "passed", None
     if report.skipped:

@@ -15,9 +15,9 @@ from pytest_llmbench.core.metrics import (
     ThresholdKey,
     format_quantity,
 )
-from pytest_llmbench.core.records import MetricValue, ThresholdResult
+from pytest_llmbench.core.records import MetricComparison, MetricValue, ThresholdResult
 from pytest_llmbench.core.yaml_source import nearest, shown
-from pytest_llmbench.errors import ThresholdFailure
+from pytest_llmbench.errors import RegressionFailure, ThresholdFailure
 
 
 class UnusableThreshold(ValueError):
@@ -166,12 +166,20 @@ class Verdict:
         subject: whose measurement, as messages name it.
         inconclusive_fails: whether an undecided comparison fails the cell (``measurement.inconclusive``).
         ended_early: why the measurement had to be ended before its time, which no limit that is met makes good.
+        comparisons: with the baseline, where there is one.
     """
 
     subject: str
     results: tuple[ThresholdResult, ...]
     inconclusive_fails: bool = False
     ended_early: str | None = None
+    comparisons: tuple[MetricComparison, ...] = ()
+
+    @property
+    def worse(self) -> list[MetricComparison]:
+        """The comparisons with the baseline that fail the cell."""
+        failing = {"regressed", "inconclusive"} if self.inconclusive_fails else {"regressed"}
+        return [one for one in self.comparisons if one.verdict in failing]
 
     @property
     def missed(self) -> list[ThresholdResult]:
@@ -191,14 +199,23 @@ class Verdict:
             )
         if self.ended_early is not None:
             headline += f"; {self.ended_early}"
+        if self.comparisons:
+            headline += f"; {len(self.worse)} of {len(self.comparisons)} metrics worse than the baseline"
         ordered = sorted(self.results, key=lambda result: result not in self.missed)  # what is shown may be cut
-        return "\n".join([headline, *(f"  {explain(result)}" for result in ordered)])
+        compared = sorted(self.comparisons, key=lambda one: one not in self.worse)
+        lines = [*(explain(result) for result in ordered), *(one.message for one in compared)]
+        if self.worse and not self.missed:
+            lines = [*lines[len(ordered) :], *lines[: len(ordered)]]
+        return "\n".join([headline, *(f"  {line}" for line in lines)])
 
     def check(self) -> None:
         """The one assertion of a cell.
 
         Raises:
             ThresholdFailure: some threshold is not met, or it was ended early; the message shows all of them.
+            RegressionFailure: all are met, but the cell is worse than the baseline's.
         """
         if self.missed or self.ended_early is not None:
             raise ThresholdFailure(self.explain())
+        if self.worse:
+            raise RegressionFailure(self.explain())

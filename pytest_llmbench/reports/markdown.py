@@ -10,7 +10,7 @@ from pathlib import Path
 from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.quantities import gigabytes
 from pytest_llmbench.core.recommendations import Advice
-from pytest_llmbench.core.records import FLAGS, CellRecord, MemoryRecord
+from pytest_llmbench.core.records import FLAGS, CellRecord, Change, MemoryRecord
 from pytest_llmbench.core.thresholds import explain
 from pytest_llmbench.reports.columns import by_profile, columns_of
 from pytest_llmbench.reports.conclusions import conclusions
@@ -25,7 +25,7 @@ _MAX_NAMES = 4  # of cells, in one line
 _MAX_TEXT = 600  # characters of one text that is not ours
 # What means something to Markdown or HTML in the middle of a line; model names and server logs are not ours.
 _ACTIVE = re.compile(r"([\\`*_{}\[\]<>#|~!&$@])")
-_CHANGES = ("regressed", "inconclusive", "improved", "not_comparable", "unchanged")
+_CHANGES: tuple[Change, ...] = ("regressed", "inconclusive", "improved", "not_comparable", "unchanged")
 
 
 def write_markdown(run: RunData) -> Path:
