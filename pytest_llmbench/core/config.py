@@ -229,6 +229,15 @@ class Variant(Section):
     thresholds: ThresholdTable = {}
 
 
+class UseCaseConfig(Section):
+    """One use to recommend for; see :mod:`core.use_cases`. What a founding one's entry leaves out stays as it is."""
+
+    title: Annotated[str | None, Field(min_length=1)] = None
+    profiles: list[str] | None = None
+    weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    requires: dict[str, Annotated[float, Field(ge=0)]] | None = None
+
+
 class Config(Section):
     """``config.yaml``."""
 
@@ -247,6 +256,7 @@ class Config(Section):
     devices: Annotated[Any, AfterValidator(check_devices)] = "auto"
     measurement: MeasurementConfig = MeasurementConfig()
     variants: list[Variant] = []
+    use_cases: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$")], UseCaseConfig | None] = {}
     model_dir: str = "./models"
     output: OutputConfig = OutputConfig()
     logging: LoggingConfig = LoggingConfig()
