@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pytest_llmbench import hookspecs
-from pytest_llmbench.adapters import collection, plan, results, setup, signals, workers
+from pytest_llmbench.adapters import baseline, collection, plan, results, setup, signals, workers
 from pytest_llmbench.adapters.fixtures import cell, llm, release_before, server
 from pytest_llmbench.adapters.neighbours import Neighbours
 from pytest_llmbench.adapters.recorder import Recorder
@@ -75,6 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)  # before xdist's, which tells the controller what was collected
 def pytest_collection_finish(session: pytest.Session) -> None:
+    baseline.count_comparisons(session.config, session.items)
     workers.tell_groups(session.config, session.items)
 
 
@@ -123,6 +124,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_configure_node(node: Any) -> None:
     if (suite := node.config.stash.get(SUITE_KEY, None)) is not None:
         workers.instruct(node, suite)
+        baseline.ship(node, suite)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_llmbench.adapters.baseline import compare_cell
 from pytest_llmbench.adapters.cell_run import CellRun
 from pytest_llmbench.adapters.measuring import Measuring
 from pytest_llmbench.adapters.state import Suite
@@ -141,7 +142,16 @@ class LLM:
         subject = f"{self.cell.id} {self.cell.profile}"
         run.measurement = measurement
         ended_early = next((note for note in measurement.notes if note.startswith(ABORTED)), None)
-        run.verdict = Verdict(subject, results, suite.config.measurement.inconclusive == "fail", ended_early)
+        compared = compare_cell(suite, run, measurement)
+        run.verdict = Verdict(
+            subject,
+            results,
+            suite.config.measurement.inconclusive == "fail",
+            ended_early,
+            tuple(compared.metrics) if compared is not None else (),
+        )
+        if compared is not None:
+            measurement.notes.extend(f"beside the baseline: {note}" for note in compared.notes)
         run.rating = rate(results) if ended_early is None else "failed"
         run.interpretation = interpret(measurement.metrics, self.cell.profile)
         run.measuring = False

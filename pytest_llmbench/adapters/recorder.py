@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llmbench.adapters import early, plan, resume
+from pytest_llmbench.adapters import baseline, early, plan, resume
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.progress import tell
 from pytest_llmbench.adapters.results import DISK_FULL, RECORD_ATTRIBUTE, STATUS_ATTRIBUTE, crash_record, reports_of
@@ -21,10 +21,8 @@ from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.errors import LlmbenchError, RecordError
 from pytest_llmbench.reports import write_reports
-from pytest_llmbench.reports.conclusions import conclusions
-from pytest_llmbench.reports.plain import plain
 from pytest_llmbench.reports.remarks import remarks
-from pytest_llmbench.reports.run_data import RunData, description_of
+from pytest_llmbench.reports.run_data import RunData
 from pytest_llmbench.runtime import host
 from pytest_llmbench.runtime.mending import set_aside_cells
 from pytest_llmbench.runtime.run_folder import utc_now
@@ -276,15 +274,22 @@ class Recorder:
                 "sensors": self._description.get("sensors", {}) | suite.sensors,
                 "calibration": suite.folder.take_calibration() or self._description.get("calibration"),
             }
-            suite.folder.describe({**self._description, **ending})
+            self._description |= ending
+            if (compared_with := baseline.about(suite, self._description)) is not None:
+                self._description["baseline"] = compared_with
+            suite.folder.describe(self._description)
+            if not suite.config.output.include_logs:  # before the reports, which show them
+                shutil.rmtree(suite.folder.logs, ignore_errors=True)
             write_reports(suite.folder.path, suite.config.output.formats)
         except (OSError, RecordError) as exc:
             tell(self._config, f"reports can not be written: {exc}; the records are kept")
-        if not suite.config.output.include_logs:
-            shutil.rmtree(suite.folder.logs, ignore_errors=True)
         reporter: pytest.TerminalReporter | None = self._config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None and session.exitstatus in ENDED_BY_SIGNAL:  # a status pytest prints no summary for
             self.pytest_terminal_summary(reporter, int(session.exitstatus))
+
+    def _run_data(self) -> RunData:
+        """What reports show, also where the disk did not take it."""
+        return RunData(self._suite.folder.path, self._description, tuple(self._records.values()))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
         """The table: one row per cell, then where everything is."""
@@ -297,13 +302,9 @@ class Recorder:
         suite = self._suite
         terminalreporter.section("llmbench", sep="=")
         writer = terminalreporter._tw
-        if self._records:
-            for line in render(list(self._records.values()), width=writer.fullwidth, colour=writer.hasmarkup):
-                terminalreporter.line(line)
-        path = suite.folder.path
-        run = RunData(path, description_of(path), tuple(self._records.values()))
-        for line in conclusions(run):
-            terminalreporter.line(plain(line))
+        path, run = suite.folder.path, self._run_data()
+        for line in render(run, width=writer.fullwidth, colour=writer.hasmarkup):
+            terminalreporter.line(line)
         shown = path.relative_to(suite.rootdir) if path.is_relative_to(suite.rootdir) else path
         names = (entry.name for entry in path.iterdir()) if path.is_dir() else ()
         files = sorted(name for name in names if not name.startswith("."))

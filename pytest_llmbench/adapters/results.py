@@ -8,14 +8,15 @@ import time
 
 import pytest
 
+from pytest_llmbench.adapters.blank import blank_record
 from pytest_llmbench.adapters.cell_run import CellRun
 from pytest_llmbench.adapters.collection import cell_of
 from pytest_llmbench.adapters.fixtures import RUN_KEY
 from pytest_llmbench.adapters.memory import is_here, note_tested, observe
 from pytest_llmbench.adapters.neighbours import attempt_note, timed_out
 from pytest_llmbench.adapters.state import Suite
-from pytest_llmbench.core.cell import Cell, ServerSpec
-from pytest_llmbench.core.records import CellRecord, Reason, ServerInfo, Status, to_line
+from pytest_llmbench.core.cell import Cell
+from pytest_llmbench.core.records import CellRecord, Reason, Status, to_line
 from pytest_llmbench.errors import CellError, DiskFull, LlmbenchError, RecordError, RegressionFailure, ThresholdFailure
 from pytest_llmbench.profiles.base import STOOD_STILL
 from pytest_llmbench.runtime.run_folder import utc_now
@@ -141,34 +142,6 @@ def _status(run: CellRun, report: pytest.TestReport, error: BaseException | None
     if report.when == "setup":
         return "error", Reason(code="unexpected_error", message=message)
     return "failed", Reason(code="test_failed", message=message)
-
-
-def blank_record(
-    suite: Suite, cell: Cell, nodeid: str, status: Status, reason: Reason | None, *, spec: ServerSpec | None = None
-) -> CellRecord:
-    """What is known of a cell without having run it.
-
-    Args:
-        spec: the server it was given, where that is known.
-    """
-    spec = spec or suite.spec(cell)
-    return CellRecord(
-        run_id=suite.folder.run_id,
-        nodeid=nodeid,
-        backend=spec.kind,
-        model=cell.model,
-        quantization=cell.quantization,
-        model_size=suite.matrix.of(cell).model.size,
-        profile=cell.profile,
-        variant=cell.variant,
-        settings=spec.as_args(),
-        status=status,
-        reason=reason,
-        server=ServerInfo(kind=spec.kind, args=spec.as_args()),
-        host=suite.host,
-        started_at=utc_now(),
-        duration_seconds=0.0,
-    )
 
 
 def junit_properties(record: CellRecord) -> list[tuple[str, object]]:

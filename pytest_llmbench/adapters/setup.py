@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_llmbench.adapters import resume
+from pytest_llmbench.adapters.baseline import read_check
 from pytest_llmbench.adapters.blocking import AskedDecisions, Decisions, OwnDecisions
 from pytest_llmbench.adapters.channel import CHANNEL, Controller
 from pytest_llmbench.adapters.device import HeldDevice
@@ -31,6 +32,7 @@ from pytest_llmbench.core.matrix import (
 from pytest_llmbench.core.metrics import PROFILE_NAMES, SETTINGS_AMONG_THRESHOLDS
 from pytest_llmbench.core.settings import FOUNDING_SETTINGS, settings_in_mode
 from pytest_llmbench.core.thresholds import UnusableThreshold, check_limit, known_keys
+from pytest_llmbench.core.use_cases import check_use_cases
 from pytest_llmbench.core.validation import Loaded, keys_not_used_yet, resolve_path, split_settings, validate
 from pytest_llmbench.core.yaml_source import YamlDocument, load_yaml, nearest
 from pytest_llmbench.errors import ConfigError, RecordError
@@ -62,6 +64,7 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
     check_variants(config, backends.serving)
     _check_profiles(config, profiles)
     _check_thresholds(config, models, profiles)
+    check_use_cases(config, profiles)
     settings = _settings(config, profiles, mode, rootdir)
     matrix = build_matrix(config, models, mode, backends.serving)
     require_base_urls(config, matrix)
@@ -109,6 +112,7 @@ def build_suite(pytest_config: pytest.Config) -> Suite:
         controller=controller,
         sends_lines=bool(worker is not None and worker["llmbench_is_remote"]),
     )
+    suite.baseline = read_check(pytest_config, output, lambda: suite.host, worker)
     if path is not None:
         _take_up(suite, path, anyway=switched(pytest_config, "resume-anyway"))
     if not switched(pytest_config, "no-blocking"):

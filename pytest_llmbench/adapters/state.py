@@ -6,7 +6,7 @@ import functools
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -38,12 +38,16 @@ from pytest_llmbench.runtime.pool import ServerPool
 from pytest_llmbench.runtime.run_folder import RunFolder, Table
 from pytest_llmbench.runtime.share import share_dir
 
+if TYPE_CHECKING:
+    from pytest_llmbench.adapters.baseline import BaselineCheck
+
 
 @dataclass
 class Suite:
     """Everything a run knows, built once per process and kept in pytest's stash.
 
     Attributes:
+        baseline: what cells are compared with, where that is asked for.
         earlier: the run that is gone on with; None in a new run, and on a worker.
         decisions: what earlier cells taught.
         controller: on a worker, who started it.
@@ -74,6 +78,7 @@ class Suite:
     sources: tuple[str, str]
     announcements: list[str]
     earlier: resume.EarlierRun | None = None
+    baseline: BaselineCheck | None = None
     decisions: Decisions = field(default_factory=NoDecisions)
     controller: Controller | None = None
     sends_lines: bool = False

@@ -158,6 +158,10 @@ def explain(result: ThresholdResult) -> str:
     return f"{mark} {result.key}: {relation} {limit}, {facts} → {result.verdict}"
 
 
+def _told(one: MetricComparison) -> str:
+    return f"{one.metric}: not compared: {one.message}" if one.verdict == "not_comparable" else one.message
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The judgement of one measurement.
@@ -203,7 +207,7 @@ class Verdict:
             headline += f"; {len(self.worse)} of {len(self.comparisons)} metrics worse than the baseline"
         ordered = sorted(self.results, key=lambda result: result not in self.missed)  # what is shown may be cut
         compared = sorted(self.comparisons, key=lambda one: one not in self.worse)
-        lines = [*(explain(result) for result in ordered), *(one.message for one in compared)]
+        lines = [*(explain(result) for result in ordered), *(_told(one) for one in compared)]
         if self.worse and not self.missed:
             lines = [*lines[len(ordered) :], *lines[: len(ordered)]]
         return "\n".join([headline, *(f"  {line}" for line in lines)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pytest_llmbench.reports.run_data import RunData
 
 
@@ -18,4 +20,12 @@ def remarks(run: RunData) -> list[str]:
         if differences := resumed.get("differences"):
             changes = "; ".join(map(str, differences))
             lines.append(f"resumed at {resumed.get('at')} with another configuration, so cells differ in: {changes}")
-    return lines
+    return [*lines, *_about_the_baseline(description.get("baseline"))]
+
+
+def _about_the_baseline(baseline: object) -> list[str]:
+    """In what the run that cells were compared with was made otherwise."""
+    told = baseline.get("differences") if isinstance(baseline, Mapping) else None
+    if not isinstance(baseline, Mapping) or not isinstance(told, list) or not told:
+        return []
+    return [f"the baseline, run {baseline.get('run_id')}, was made otherwise: {'; '.join(map(str, told))}"]
