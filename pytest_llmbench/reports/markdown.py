@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.quantities import gigabytes
-from pytest_llmbench.core.recommendations import Advice
+from pytest_llmbench.core.recommendations import Advice, Candidate
 from pytest_llmbench.core.records import FLAGS, CellRecord, Change, MemoryRecord
 from pytest_llmbench.core.thresholds import explain
 from pytest_llmbench.reports.columns import by_profile, columns_of
@@ -104,15 +104,22 @@ def _words(verdict: str) -> str:
 def _advice(advice: Iterable[Advice]) -> list[str]:
     lines: list[str] = []
     for one in advice:
-        lines += [*([""] if lines else []), f"**{_escape(one.title)}**: {_escape(one.answer)}", ""]
-        for candidate in one.ranked[:MAX_RANKED]:
-            usability = f" – {candidate.usability}" if candidate.usability else ""
-            reasons = "; ".join(candidate.reasons)
-            lines.append(f"- {candidate.mark} {_escape(candidate.configuration)}{usability}: {_escape(reasons)}")
-        lines += _more(len(one.ranked) - MAX_RANKED, "candidates")
-        lines += [f"- {_escape(text)}" for text in (*one.excluded[:MAX_RANKED], *one.remarks)]
-        lines += _more(len(one.excluded) - MAX_RANKED, "groups of cells that were not measured")
+        lines += [*([""] if lines else []), f"**{_escape(one.title)}**: {_escape(one.answer)}"]
+        told = [_candidate(candidate, first=not place) for place, candidate in enumerate(one.ranked[:MAX_RANKED])]
+        told += _more(len(one.ranked) - MAX_RANKED, "candidates")
+        told += [f"- {_escape(text)}" for text in (*one.excluded[:MAX_RANKED], *one.remarks)]
+        told += _more(len(one.excluded) - MAX_RANKED, "groups of cells that were not measured")
+        lines += ["", *told] if told else []
     return lines
+
+
+def _candidate(candidate: Candidate, *, first: bool) -> str:
+    """The best with all its reasons, the others with their figures and what speaks against them."""
+    reasons = candidate.reasons
+    if not first:
+        reasons = (*reasons[:1], *(reasons[1:][-1:] if candidate.mark != "✓" else ()))
+    usability = f" – {candidate.usability}" if candidate.usability else ""
+    return f"- {candidate.mark} {_escape(candidate.configuration)}{usability}: {_escape('; '.join(reasons))}"
 
 
 def _table(profile: str, records: Sequence[CellRecord]) -> list[str]:
