@@ -36,7 +36,6 @@ from pytest_llmbench.core.use_cases import check_use_cases
 from pytest_llmbench.core.validation import Loaded, keys_not_used_yet, resolve_path, split_settings, validate
 from pytest_llmbench.core.yaml_source import YamlDocument, load_yaml, nearest
 from pytest_llmbench.errors import ConfigError, RecordError
-from pytest_llmbench.reports import WRITERS
 from pytest_llmbench.runtime.devices import DevicePool, device_count
 from pytest_llmbench.runtime.modelstore.store import ModelStore
 from pytest_llmbench.runtime.pool import ServerPool
@@ -276,8 +275,6 @@ def _announcements(config: Loaded[Config], models: Loaded[Models], profiles: Pro
         keys += [f"profiles: {name}" for name in config.value.profiles if name not in profiles]
     for part in ("thresholds", "settings"):
         keys += [f"{part}.{name}" for name in getattr(config.value, part) if name not in profiles]
-    if "formats" in config.value.output.model_fields_set:
-        keys += [f"output.formats: {name}" for name in config.value.output.formats if name not in WRITERS]
     lines = [f"{key}: accepted, not used yet" for key in dict.fromkeys(map(_without_indices, keys))]
     selectable = {*models.value.quick_mode_quants, *models.value.full_mode_quants}
     for index, model in enumerate(models.value.models):

@@ -6,20 +6,27 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pytest_llmbench.reports.csv_table import write_csv
+from pytest_llmbench.reports.html_report import write_html
+from pytest_llmbench.reports.json_report import write_json
 from pytest_llmbench.reports.markdown import write_markdown
 from pytest_llmbench.reports.run_data import RunData
 
-WRITERS: dict[str, Callable[[RunData], Path]] = {"csv": write_csv, "markdown": write_markdown}
+WRITERS: dict[str, Callable[[RunData], Path]] = {
+    "json": write_json,
+    "csv": write_csv,
+    "markdown": write_markdown,
+    "html": write_html,
+}
 
 
 def write_reports(folder: Path, formats: Iterable[str]) -> list[Path]:
-    """Write the derived reports that exist among ``formats``, from a run's folder; returns their paths.
+    """Write the derived reports of these formats, from a run's folder; returns their paths.
 
-    The same bytes whenever it is called: nothing but the folder's records is looked at, and no clock.
+    The same bytes whenever it is called: nothing but the run's files is looked at, and no clock.
 
     Raises:
         OSError: the disk refuses.
         RecordError: as :meth:`RunData.read`.
     """
     run = RunData.read(folder)
-    return [WRITERS[name](run) for name in formats if name in WRITERS]
+    return [WRITERS[name](run) for name in dict.fromkeys(formats)]

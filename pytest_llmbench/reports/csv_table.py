@@ -1,86 +1,131 @@
 """``results.csv``: one row per model, quantization and variant, the profiles side by side.
 
-Columns have the founding names where there is one.
+First the founding columns, always all of them; then what else was measured, under the metrics' own names.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
-from pytest_llmbench.core.metrics import METRICS
-from pytest_llmbench.core.records import CellRecord, MemoryRecord
-from pytest_llmbench.core.scores import COST_BENEFIT, configurations
+from pytest_llmbench.core.metrics import METRICS, PROFILE_NAMES
+from pytest_llmbench.core.records import CellRecord, MetricValue
+from pytest_llmbench.core.scores import COST_BENEFIT
+from pytest_llmbench.reports.columns import columns_of
+from pytest_llmbench.reports.grouping import ConfigurationCells, by_configuration
+from pytest_llmbench.reports.plain import plain
 from pytest_llmbench.reports.run_data import RunData
 
-# Metric → the founding column's suffix; a metric that is not here keeps its own name.
-_FOUNDING_SUFFIX = {
-    "ttft_seconds": "ttft",
-    "decode_tokens_per_second": "tps",
-    "variance_percent": "variance",
+MAX_TEXT = 1000
+# Founding column of a profile's metric.
+_FOUNDING = {
+    ("interactive", "ttft_seconds"): "interactive_ttft",
+    ("interactive", "decode_tokens_per_second"): "interactive_tps",
+    ("long_context", "context_load_seconds"): "long_context_load",
+    ("long_context", "largest_usable_context_tokens"): "long_context_max",
+    ("batch", "documents_per_hour"): "batch_throughput",
 }
+FOUNDING_COLUMNS = (
+    *("model", "quant", "size_gb", "memory_gb", "interactive_ttft", "interactive_tps", "interactive_rating"),
+    *("long_context_load", "long_context_max", "batch_throughput"),
+)
+# What a spreadsheet takes for the beginning of a formula (full-width signs, too), also where it takes a semicolon for
+# the end of a cell.
+_FORMULA = re.compile(r"(^|;)(?=\s*[=+\-@＝＋－＠])")
 
 
 def write_csv(run: RunData) -> Path:
-    """Write ``results.csv`` into a run's folder."""
-    records = run.records
-    rows: dict[tuple[str, str, str | None], dict[str, str]] = {}
-    columns = ["model", "quant", "variant", "size_gb", "memory_gb", "predicted_memory_gb", *_columns_of(records)]
-    scores = {(one.model, one.quantization, one.variant): one.cost_benefit_score for one in configurations(records)}
-    columns += [COST_BENEFIT] if any(score is not None for score in scores.values()) else []
-    for record in records:
-        row = rows.setdefault((record.model, record.quantization, record.variant), {})
-        if f"{record.profile}_status" in row and not record.metrics:
-            continue  # a user's own test of this profile: it must not stand beside the numbers of a measurement
-        row |= {"model": record.model, "quant": record.quantization, "variant": record.variant or ""}
-        if record.model_file is not None:
-            row["size_gb"] = f"{record.model_file.size_bytes / 1e9:.3f}"
-        if record.memory is not None:
-            _add_memory(row, record.memory)
-        values = {
-            **{_FOUNDING_SUFFIX.get(name, name): repr(metric.value) for name, metric in record.metrics.items()},
-            "rating": record.rating or "",
-            "status": record.status,
-            "reason": record.reason.code if record.reason else "",
-        }
-        for name, value in values.items():
-            row[f"{record.profile}_{name}"] = value
-    for key, row in rows.items():
-        if (score := scores.get(key)) is not None:
-            row[COST_BENEFIT] = repr(score)
+    """Write ``results.csv`` into a run's folder; texts are one line each, cut at ``MAX_TEXT`` characters."""
+    rows = [_row(one) for one in by_configuration(run.records)]
+    known = [*FOUNDING_COLUMNS, "variant", "predicted_memory_gb", *_of_profiles(run.records), COST_BENEFIT]
+    columns = list(dict.fromkeys(known))
     path = run.folder / "results.csv"
-    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(map(_inert, columns))
-        writer.writerows([_inert(row.get(column, "")) for column in columns] for row in rows.values())
+        writer.writerow(columns)
+        writer.writerows([row.get(column, "") for column in columns] for row in rows)
     return path
 
 
-def _columns_of(records: Sequence[CellRecord]) -> list[str]:
-    """Of each profile its metrics, in the registry's order, then what became of it: whatever came first."""
-    columns = []
-    for profile in dict.fromkeys(record.profile for record in records):
-        measured = {name for record in records if record.profile == profile for name in record.metrics}
-        names = [_FOUNDING_SUFFIX.get(name, name) for name in METRICS if name in measured]
-        columns += [f"{profile}_{name}" for name in (*names, "rating", "status", "reason")]
+def _row(one: ConfigurationCells) -> dict[str, str]:
+    row = {
+        "model": _text(one.model),
+        "quant": _text(one.quantization),
+        "variant": _text(one.variant or ""),
+        "size_gb": _number(one.size_gb),
+        "memory_gb": _number(one.memory_gb),
+        "predicted_memory_gb": _number(one.predicted_memory_gb),
+        COST_BENEFIT: _number(one.cost_benefit_score),
+    }
+    for profile, record in one.measured.items():
+        for name, metric in record.metrics.items():
+            row |= _metric(_column(profile, name), metric)
+        row |= {_text(f"{profile}_{name}"): value for name, value in _outcome(record).items()}
+    return row
+
+
+def _metric(column: str, metric: MetricValue) -> dict[str, str]:
+    return {
+        column: _number(metric.value),
+        f"{column}_low": _number(metric.ci_low),
+        f"{column}_high": _number(metric.ci_high),
+    }
+
+
+def _outcome(record: CellRecord) -> dict[str, str]:
+    """What became of a cell; several codes are parted by spaces."""
+    missed = {
+        verdict: [result.key for result in record.thresholds if result.verdict == verdict]
+        for verdict in ("fail", "inconclusive")
+    }
+    return {
+        "rating": record.rating or "",
+        "status": record.status,
+        "reason": _text(record.reason.code) if record.reason else "",
+        "failed_thresholds": _text(" ".join(missed["fail"])),
+        "inconclusive_thresholds": _text(" ".join(missed["inconclusive"])),
+        "flags": _text(" ".join(record.flags)),
+    }
+
+
+def _of_profiles(records: Sequence[CellRecord]) -> list[str]:
+    """Of each profile, in the founding order: what became of it, its metrics, and the main ones' 95 % intervals."""
+    columns: list[str] = []
+    profiles = dict.fromkeys(record.profile for record in records)
+    for profile in sorted(profiles, key=lambda name: _place(name, PROFILE_NAMES)):
+        cells = [record for record in records if record.profile == profile]
+        measured = {name for record in cells for name in record.metrics}
+        main = {name for name, _ in columns_of(profile, cells) if not METRICS[name].exact}
+        columns += [_text(f"{profile}_{name}") for name in _outcome(cells[0])]
+        for name in METRICS:
+            if name in measured:
+                column = _column(profile, name)
+                columns += [column, f"{column}_low", f"{column}_high"] if name in main else [column]
     return columns
 
 
-def _add_memory(row: dict[str, str], memory: MemoryRecord) -> None:
-    """Observed peak and prediction; of several profiles on one server, the highest."""
-    sizes = {"memory_gb": memory.observed_peak_bytes, "predicted_memory_gb": memory.predicted_bytes}
-    for column, size in sizes.items():
-        if size is not None:
-            row[column] = f"{max(size / 1e9, float(row.get(column, 0))):.3f}"
+def _place(name: str, order: Sequence[str]) -> int:
+    """A sort key: what has no place in the order comes last, as it was found."""
+    return order.index(name) if name in order else len(order)
 
 
-def _inert(value: str) -> str:
-    """Keep a spreadsheet from running a name as a formula; a number is none, whatever its sign."""
-    if not value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
-        return value
-    try:
-        float(value)
-    except ValueError:
-        return "'" + value
-    return value
+@lru_cache(maxsize=1024)
+def _column(profile: str, metric: str) -> str:
+    """The founding name where there is one; else the metric's after its profile's, which is not said twice."""
+    own = metric if metric.startswith(f"{profile}_") else f"{profile}_{metric}"
+    return _text(_FOUNDING.get((profile, metric), own))
+
+
+def _number(value: float | None) -> str:
+    """All its digits; whole numbers without a point."""
+    if value is None:
+        return ""
+    return str(int(value)) if float(value).is_integer() else repr(value)
+
+
+def _text(text: str) -> str:
+    """On one line, without what a terminal obeys, and with an apostrophe before what a spreadsheet would compute."""
+    return _FORMULA.sub(r"\1'", plain(text[:MAX_TEXT]))

@@ -13,7 +13,6 @@ from pytest_llmbench.core.recommendations import Advice, Candidate
 from pytest_llmbench.core.records import FLAGS, CellRecord, Change, MemoryRecord
 from pytest_llmbench.core.thresholds import explain
 from pytest_llmbench.reports.columns import by_profile, columns_of
-from pytest_llmbench.reports.conclusions import conclusions
 from pytest_llmbench.reports.plain import plain
 from pytest_llmbench.reports.remarks import remarks
 from pytest_llmbench.reports.run_data import RunData
@@ -44,7 +43,7 @@ def render(run: RunData) -> str:
         *(_table(profile, group) for profile, group in by_profile(run.records).items()),
         _section("What was not met, is in doubt, or was not measured", _troubles(run.records)),
         _section("What to measure next", [f"- {_escape(text)}" for text in run.recommendations.next]),
-        _section("Together", [f"- {_escape(text)}" for text in conclusions(run)]),
+        _section("Together", [f"- {_escape(text)}" for text in run.conclusions]),
         _legend(run.records),
     ]
     text, left = "", MAX_CHARACTERS

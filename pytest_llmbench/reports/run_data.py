@@ -48,13 +48,28 @@ class RunData:
     def lines(self, table: Literal["requests", "telemetry"]) -> Iterator[dict[str, Any]]:
         """The objects of ``<table>.jsonl``, one at a time; what is no JSON object is passed over."""
         with suppress(OSError), (self.folder / f"{table}.jsonl").open("rb") as file:
-            import orjson
-
             for line in file:
-                with suppress(ValueError):
-                    found = orjson.loads(line)
-                    if isinstance(found, dict):
-                        yield found
+                if isinstance(found := _parsed(line), dict):
+                    yield found
+
+    @cached_property
+    def conclusions(self) -> list[str]:
+        """What the cells come to together, in sentences."""
+        from pytest_llmbench.reports.conclusions import conclusions
+
+        return conclusions(self)
+
+
+def _parsed(line: bytes) -> Any:
+    """A line of JSON; None for what is none. What the fast reader refuses, lone surrogates above all, another takes."""
+    import orjson
+
+    try:
+        return orjson.loads(line)
+    except ValueError:
+        with suppress(ValueError, RecursionError):
+            return json.loads(line)
+    return None
 
 
 def description_of(folder: Path) -> dict[str, Any]:

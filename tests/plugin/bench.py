@@ -38,6 +38,7 @@ class Bench(RunFiles):
             "thresholds": {"interactive": {"max_variance": None}},
             # No time is left to measure again what a noisy machine has put far off.
             "measurement": {"max_samples": 6, "max_seconds": 0.001, "calibrate": False},
+            "output": {"formats": ["csv", "markdown"]},  # charts take their time, and are not what most tests are about
         }
         self.models: dict[str, Any] = {
             "models": [{"name": "tiny", "size": "1B", "served": {"Q4_K_M": "fake"}}],

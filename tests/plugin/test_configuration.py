@@ -117,12 +117,7 @@ logging: {{level: "INFO", file: "inference-tester.log"}}
     )
     result = bench.pytester.runpytest_inprocess("suites/", "-q")
     assert result.ret == pytest.ExitCode.OK
-    announced = [line for line in result.stdout.lines if "accepted, not used yet" in line]
-    keys = [line.removeprefix("llmbench: ").partition(": accepted")[0] for line in announced]
-    assert keys == [
-        "output.formats: json",
-        "output.formats: html",
-    ]
+    assert "not used yet" not in result.stdout.str()
 
 
 def test_shipped_configuration_announces_nothing(bench: Bench) -> None:

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from pytest_llmbench.reports import WRITERS, write_reports
 from tests.plugin.bench import ONE_CELL, SUITE, SWITCH, Bench, properties
 from tests.servers.fake_openai import Fault
 
@@ -54,10 +55,15 @@ def test_nonce_stands_first_and_differs(bench: Bench) -> None:
 
 
 def test_run_folder_holds_every_file_and_latest_points_to_it(bench: Bench) -> None:
+    del bench.config["output"]
     bench.run("suites/")
     assert (bench.path / "results" / "latest").is_symlink()
     names = {path.name for path in bench.latest.iterdir()}
-    assert {"run.json", "cells.jsonl", "requests.jsonl", "results.csv", "summary.md"} <= names
+    derived = {"report.json", "results.csv", "summary.md", "report.html"}
+    assert {"run.json", "cells.jsonl", "requests.jsonl"} | derived <= names
+    before = {name: (bench.latest / name).read_bytes() for name in derived}
+    write_reports(bench.latest, WRITERS)
+    assert {name: (bench.latest / name).read_bytes() for name in derived} == before
     run = json.loads((bench.latest / "run.json").read_text())
     assert run["run_id"] == bench.latest.name == bench.cells()[0]["run_id"]
     assert run["schema_version"] == 1

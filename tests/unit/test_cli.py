@@ -112,17 +112,9 @@ class TestReport:
 
     def test_writes_what_can_be_derived(self, run: RunFolder, capsys: Output) -> None:
         assert main(["report", str(run.path)]) == 0
-        assert capsys.readouterr().out.splitlines() == [
-            str(run.path / "results.csv"),
-            str(run.path / "summary.md"),
-        ]
-        assert set(tree(run.path)) == {
-            "run.json",
-            "cells.jsonl",
-            "parts/requests-gw0.jsonl",
-            "results.csv",
-            "summary.md",
-        }
+        derived = ["report.json", "results.csv", "summary.md", "report.html"]
+        assert capsys.readouterr().out.splitlines() == [str(run.path / name) for name in derived]
+        assert set(tree(run.path)) == {"run.json", "cells.jsonl", "parts/requests-gw0.jsonl", *derived}
         assert "tiny" in (run.path / "results.csv").read_text()
         assert "Cells: 1 passed, 1 error." in (run.path / "summary.md").read_text()
 
@@ -157,7 +149,7 @@ class TestReport:
         RunFolder(tmp_path, "run-1").create({})
         assert main(["report", str(tmp_path / "run-1")]) == 0  # killed before its first cell ended
         assert "none was finished" in (tmp_path / "run-1" / "summary.md").read_text()
-        assert len(capsys.readouterr().out.splitlines()) == 2
+        assert len(capsys.readouterr().out.splitlines()) == 4
 
     def test_a_corrupt_record(self, run: RunFolder, capsys: Output) -> None:
         file = run.path / "cells.jsonl"
