@@ -32,6 +32,8 @@ COMPARED: dict[str, tuple[str, ...]] = {
     "quality": (SCORE, MEMORY),
     "stress": ("sustained_tokens_per_second", MEMORY),
 }
+# The profiles of ours that measurement.loads repeats; of a user's, nobody knows.
+OVER_LOADS = ("interactive",)
 # What two cells have to have done alike, by profile, and what it is called.
 SAME_WORK: dict[str, dict[str, str]] = {
     "long_context": {"filled_tokens": "largest context that was filled", "output_tokens": "length of an answer"},

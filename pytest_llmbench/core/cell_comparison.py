@@ -6,7 +6,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pydantic import Field
 
-from pytest_llmbench.core.baseline import MEMORY, SAME_WORK, SAME_WORK_OF_OTHERS, SCORE, Baseline, BaselineCell
+from pytest_llmbench.core.baseline import (
+    COMPARED,
+    MEMORY,
+    OVER_LOADS,
+    SAME_WORK,
+    SAME_WORK_OF_OTHERS,
+    SCORE,
+    Baseline,
+    BaselineCell,
+    compared_metrics,
+)
 from pytest_llmbench.core.comparison import holm
 from pytest_llmbench.core.environment import shown
 from pytest_llmbench.core.metrics import METRICS
@@ -148,7 +158,10 @@ def _contrast(old: BaselineCell, new: BaselineCell, name: str, spreads: Spreads)
 
 
 def _names(old: BaselineCell, new: BaselineCell) -> list[str]:
-    return list(dict.fromkeys([*old.metrics, *new.metrics]))
+    """In the order of the profile's table; a file has them in that of the alphabet."""
+    measured = {*old.metrics, *new.metrics}
+    known = [name for name in compared_metrics(new.profile, METRICS) if name in measured]
+    return known + sorted(measured - set(known))
 
 
 def _p_values(found: Mapping[str, Contrast | str]) -> list[float]:
@@ -166,12 +179,13 @@ def _judged(
 ) -> CellComparison:
     """Contrasts with their verdicts; ``adjusted``: of those that have a p-value, in their order."""
     p_values, metrics = iter(adjusted), []
+    can_repeat = new.profile in OVER_LOADS or new.profile not in COMPARED
     for name, one in found.items():
         if isinstance(one, str):
             metrics.append(_not_comparable(old, new, name, one, limit_percent))
         else:
             p_value = next(p_values) if one.p_value is not None else None
-            metrics.append(judge(one, limit_percent, p_value, comparisons))
+            metrics.append(judge(one, limit_percent, p_value, comparisons, can_repeat=can_repeat))
     return _cell(old, new, metrics)
 
 

@@ -78,11 +78,11 @@ def _main(main: Answer) -> str:
 
 
 def _others(main: Answer | None, fit: Sequence[Answer]) -> list[str]:
-    """For which uses another configuration is better, those of the same together."""
+    """For which uses another configuration is better beyond noise, those of the same together."""
     first = main.best.measured.key if main is not None and main.best is not None else None
     better: dict[str, list[str]] = {}
     for one in fit:
-        if one.best is not None and one.best.measured.key != first:
+        if one.best is not None and all(like.measured.key != first for like in (one.best, *one.tied)):
             better.setdefault(one.best.name, []).append(_lower(one.use.title))
     parts = [f"{name} for {listed(uses)}" for name, uses in better.items()]
     return [f"Better: {'; '.join(parts)}."] if parts else []

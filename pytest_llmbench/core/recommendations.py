@@ -26,13 +26,15 @@ class Candidate:
     """A configuration (model, quantization, variant) that was measured for a use.
 
     Attributes:
-        configuration: as people read it, ``Qwen2.5-7B Q4_K_M``; with `` · variant`` where there is one.
+        configuration: as people read it, ``Qwen2.5-7B Q4_K_M``; with `` · variant`` where there is one, and with the
+            backend where nothing else tells two apart, and the host where the run has several.
         mark: ✓ fit for the use, ⚠ with reservations, ✗ not fit.
-        usability: by the founding scale.
-        score: 0 to 1, what it is ranked by; None where it is not ranked.
+        usability: the worst rating of the profiles that the use rests on, by the founding scale.
+        score: 0 to 1, what it is ranked by among those of the same mark; None where it is not fit.
         figures: the numbers it rests on.
         reasons: sentences, with numbers.
-        tied: no better candidate of the same use differs from it beyond noise.
+        tied: the intervals of all that counts overlap with those of the first of its mark; of the first: with those of
+            another.
         nodeids: the cells it rests on.
     """
 
@@ -74,7 +76,8 @@ class Point:
     """A configuration in the space of quality, speed and memory.
 
     Attributes:
-        on_front: no other configuration is at least as good in all that both have, and better in one.
+        on_front: no other configuration of the same host is at least as good in all that is known of this one, and
+            better in one.
     """
 
     configuration: str

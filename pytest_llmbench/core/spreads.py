@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_llmbench.core.baseline import Baseline, BaselineCell, BaselineSpread
-from pytest_llmbench.core.regression import Spread, between_loads
+from pytest_llmbench.core.spread import Spread, between_loads
 
 _Key = tuple[str, str, str]  # profile, metric, host
 
@@ -47,10 +47,12 @@ class Spreads:
         self._found: defaultdict[_Key, _Squares] = defaultdict(_Squares)
         self._has_stored: set[_Key] = set()
         self._count = len(stored)
-        for run in runs:
-            for cell in run.cells:
-                for metric in cell.metrics:
-                    self._add(cell, metric, _squares(cell, metric))
+        self._runs = tuple(runs)  # so that no other object gets the identity of one of their cells
+        self._own: dict[tuple[int, str], _Squares] = {}
+        for cell in (one for run in runs for one in run.cells if one.is_measured):
+            for name, told in cell.metrics.items():
+                self._own[id(cell), name] = squares = _Squares.of(between_loads([told.samples]))
+                self._add(cell, name, squares)
         for cells in _alike(stored):
             for metric in dict.fromkeys(name for cell in cells for name in cell.metrics):
                 loads = [load for cell in cells if metric in cell.metrics for load in cell.metrics[metric].samples]
@@ -64,11 +66,14 @@ class Spreads:
                 self._found[key] = self._found[key].plus(_Squares(saved.log_sd**2 * saved.degrees, saved.degrees))
 
     def of(self, metric: str, cells: Sequence[BaselineCell]) -> Spread | None:
-        """The spread of all but these cells, which are one cell in both runs; None where nothing is known."""
+        """The spread of all but these cells, which are one cell in both runs; None where nothing is known.
+
+        One of them may be of a run that was not given, which need not have ended.
+        """
         profile, host = cells[0].profile, cells[0].host
         found = self._found.get((profile, metric, host), _Squares())
         for cell in cells:
-            found = found.minus(_squares(cell, metric))
+            found = found.minus(self._own.get((id(cell), metric), _Squares()))
         if found.degrees < 1:
             return None
         stored = f" and {self._count} stored runs" if (profile, metric, host) in self._has_stored else ""
@@ -92,11 +97,6 @@ class Spreads:
     def _add(self, cell: BaselineCell, metric: str, squares: _Squares) -> None:
         key = (cell.profile, metric, cell.host)
         self._found[key] = self._found[key].plus(squares)
-
-
-def _squares(cell: BaselineCell, metric: str) -> _Squares:
-    found = cell.metrics.get(metric)
-    return _Squares.of(between_loads([found.samples]) if found is not None else None)
 
 
 def _alike(runs: Iterable[Baseline]) -> list[list[BaselineCell]]:

@@ -19,7 +19,7 @@ from pytest_llmbench.errors import ConfigError
 
 CONFIG_KEYS = (
     "backend, blocking, devices, embedded, limits, llama_cpp, logging, measurement, model_dir, ollama, openai, output, "
-    "profiles, resume_from, settings, test_mode, thresholds, variants"
+    "profiles, resume_from, settings, test_mode, thresholds, use_cases, variants"
 )
 MODEL_KEYS = "base_filename, files, name, repo, revision, served, size, source, thresholds"
 
