@@ -95,12 +95,55 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     from pytest_llmbench.reports import WRITERS, write_reports
-    from pytest_llmbench.runtime.run_folder import find_run, read_cells
+    from pytest_llmbench.runtime.run_folder import find_run
 
-    folder = find_run(options.output, options.run)
-    for path in write_reports(folder, list(read_cells(folder)), WRITERS):
+    for path in write_reports(find_run(options.output, options.run), WRITERS):
         print(path)
     return 0
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "old", metavar="A", help="the earlier run: a run id, latest, a run's folder, or a baseline file"
+    )
+    parser.add_argument("new", metavar="B", help="the later one")
+    parser.add_argument("--output", default="results", type=Path, help="folder of results (default: results)")
+    parser.add_argument(
+        "--max-regression", type=_positive, default=5.0, metavar="PERCENT", help="how much worse counts (default: 5)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown, for a pull request")
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from pytest_llmbench.commands import compare
+
+    return compare.run(options)
+
+
+def _baseline_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("save",), metavar="save", help="write what a later run is compared with")
+    parser.add_argument("run", metavar="RUN", help="a run id, latest, or a run's folder")
+    parser.add_argument("file", metavar="FILE", type=Path, help="a small JSON file, to be committed")
+    parser.add_argument("--output", default="results", type=Path, help="folder of results (default: results)")
+
+
+def _baseline(options: argparse.Namespace) -> int:
+    from pytest_llmbench.commands import baseline
+
+    return baseline.run(options)
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run id, latest, or a run's folder")
+    parser.add_argument("file", metavar="FILE", type=Path, help="what to write: JSON as pytest-benchmark saves it")
+    parser.add_argument("--output", default="results", type=Path, help="folder of results (default: results)")
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pytest_llmbench.commands import export
+
+    return export.run(options)
 
 
 def _measure_arguments(parser: argparse.ArgumentParser) -> None:
@@ -291,6 +334,27 @@ _COMMANDS: tuple[
         _estimate,
     ),
     ("report", "write a run's derived reports again", "llmbench report latest", _report_arguments, _report),
+    (
+        "compare",
+        "tell what became worse from one run to another",
+        "llmbench compare baseline.json latest --max-regression 3",
+        _compare_arguments,
+        _compare,
+    ),
+    (
+        "baseline",
+        "keep of a run what later ones are compared with",
+        "llmbench baseline save latest baseline.json",
+        _baseline_arguments,
+        _baseline,
+    ),
+    (
+        "export",
+        "write a run as pytest-benchmark would have saved it",
+        "llmbench export latest 0001_nightly.json",
+        _export_arguments,
+        _export,
+    ),
 )
 
 if __name__ == "__main__":

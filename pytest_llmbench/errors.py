@@ -15,8 +15,8 @@
         ├── RequestError            one request: refused, timed out, broken stream, empty answer
         └── MeasurementInvalid      measured, but the numbers can not be trusted (record status ``invalid``)
 
-``ThresholdFailure`` and its ``RegressionFailure`` stand apart: each is an ``AssertionError``, the verdict of a measurement
-that worked.
+``ThresholdFailure`` and its ``RegressionFailure`` stand apart: each is an ``AssertionError``, the verdict of a
+measurement that worked.
 
 A ``CellError`` carries a stable ``code`` for dashboards, a message for people (what happened, where, what to do next)
 and ``evidence``: primitives only, because it travels between processes and into records.

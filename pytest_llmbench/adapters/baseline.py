@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ class BaselineCheck:
     stored: list[Baseline] = field(default_factory=list)
     comparisons: int = 0
 
+    @cached_property
+    def _spreads(self) -> Spreads:
+        return Spreads((self.baseline,), self.stored)
+
     def cell_of(self, nodeid: str) -> BaselineCell | None:
         """The cell as it was measured then; None where it was not."""
         return next((cell for cell in self.baseline.cells if cell.nodeid == nodeid and cell.is_measured), None)
@@ -51,8 +56,7 @@ class BaselineCheck:
         if old is None:
             return None
         new = baseline_cell(record, environment)
-        spreads = Spreads((self.baseline, Baseline(run_id=record.run_id, cells=[new])), self.stored)
-        return judged_cell(old, new, spreads, self.limit_percent, self.comparisons)
+        return judged_cell(old, new, self._spreads, self.limit_percent, self.comparisons)
 
 
 def read_check(

@@ -57,7 +57,7 @@ _PATTERNS = tuple((re.compile(re.escape(key).replace(r"\*", "(.+)")), kind, titl
 _ORDER = {kind: number for number, kind in enumerate(MEANING)}
 # What no number depends on: where results go, what is judged, and which cells others make pointless; and the mode that
 # is configured, as the command line may say another: `mode` is the one in force.
-_WITHOUT_EFFECT = ("output", "logging", "model_dir", "resume_from", "thresholds", "blocking", "test_mode")
+_WITHOUT_EFFECT = ("output", "logging", "model_dir", "resume_from", "thresholds", "blocking", "test_mode", "use_cases")
 # What runs the tests, and what does arithmetic afterwards: nothing of them works while a token is awaited.
 _NOT_TIMED = {"pytest", "pytest-xdist", "numpy", "scipy"}
 _ERRORS = {

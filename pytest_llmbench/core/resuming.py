@@ -14,6 +14,7 @@ _WITHOUT_EFFECT = (
     "configuration.logging",
     "configuration.model_dir",
     "configuration.resume_from",
+    "configuration.use_cases",
 )
 _ABSENT = object()
 

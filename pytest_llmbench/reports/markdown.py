@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from pytest_llmbench.core.recommendations import Advice, Candidate
 from pytest_llmbench.core.records import FLAGS, CellRecord, Change, MemoryRecord
 from pytest_llmbench.core.thresholds import explain
 from pytest_llmbench.reports.columns import by_profile, columns_of
-from pytest_llmbench.reports.plain import plain
+from pytest_llmbench.reports.plain import markdown_text
 from pytest_llmbench.reports.remarks import remarks
 from pytest_llmbench.reports.run_data import RunData
 
@@ -22,8 +21,6 @@ MAX_ROWS = 40  # of a table
 MAX_RANKED = 5  # candidates of a use
 _MAX_NAMES = 4  # of cells, in one line
 _MAX_TEXT = 600  # characters of one text that is not ours
-# What means something to Markdown or HTML in the middle of a line; model names and server logs are not ours.
-_ACTIVE = re.compile(r"([\\`*_{}\[\]<>#|~!&$@])")
 _CHANGES: tuple[Change, ...] = ("regressed", "inconclusive", "improved", "not_comparable", "unchanged")
 
 
@@ -219,5 +216,4 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    cut = plain(text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + " …")
-    return _ACTIVE.sub(r"\\\1", cut)
+    return markdown_text(text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + " …")

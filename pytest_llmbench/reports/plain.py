@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from pytest_llmbench.errors import readable
+
+# What means something to Markdown, to HTML or to mathematics in the middle of a line.
+_ACTIVE = re.compile(r"([\\`*_{}\[\]<>#|~!&$@])")
 
 
 def plain(text: str) -> str:
@@ -11,3 +16,8 @@ def plain(text: str) -> str:
     Names come from files and servers, messages from logs: an escape sequence in one of them is not ours to pass on.
     """
     return readable(" ".join(text.split()))
+
+
+def markdown_text(text: str) -> str:
+    """The same as Markdown that shows it as it is."""
+    return _ACTIVE.sub(r"\\\1", plain(text))

@@ -20,12 +20,15 @@ def remarks(run: RunData) -> list[str]:
         if differences := resumed.get("differences"):
             changes = "; ".join(map(str, differences))
             lines.append(f"resumed at {resumed.get('at')} with another configuration, so cells differ in: {changes}")
-    return [*lines, *_about_the_baseline(description.get("baseline"))]
+    if isinstance(baseline := description.get("baseline"), Mapping):
+        lines += _about_the_baseline(baseline, is_compared=any(record.comparisons for record in records))
+    return lines
 
 
-def _about_the_baseline(baseline: object) -> list[str]:
-    """In what the run that cells were compared with was made otherwise."""
-    told = baseline.get("differences") if isinstance(baseline, Mapping) else None
-    if not isinstance(baseline, Mapping) or not isinstance(told, list) or not told:
-        return []
-    return [f"the baseline, run {baseline.get('run_id')}, was made otherwise: {'; '.join(map(str, told))}"]
+def _about_the_baseline(baseline: Mapping[str, object], *, is_compared: bool) -> list[str]:
+    """That it has none of the cells, and in what its run was made otherwise."""
+    name = f"the baseline, run {baseline.get('run_id')},"
+    if not is_compared:
+        return [f"{name} has none of the cells that were measured, so nothing was compared"]
+    told = baseline.get("differences")
+    return [f"{name} was made otherwise: {'; '.join(map(str, told))}"] if isinstance(told, list) and told else []

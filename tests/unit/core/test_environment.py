@@ -81,6 +81,11 @@ def test_what_no_number_depends_on_is_no_difference(path: str, value: Any) -> No
     assert _found(DESCRIPTION, _changed(path, value)) == []
 
 
+def test_two_clients_that_are_both_late_are_alike() -> None:
+    old, new = (_changed("calibration/errors", [{"gap_error_p99_ms": error}]) for error in (4.0, 7.0))
+    assert _found(old, new) == []
+
+
 def test_what_weighs_most_comes_first_and_values_are_told() -> None:
     new = {**_changed("hardware/cpu", "Another CPU"), "git_commit": "f" * 40}
     first, last = differences(environment_of(DESCRIPTION), environment_of(new))

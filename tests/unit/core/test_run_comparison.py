@@ -196,7 +196,7 @@ class TestSpreads:
         assert found.degrees == 3
         assert 0.05 < found.log_sd < 0.15
         assert Spreads((), [stored(1, 60), stored(2, 70, host="other")]).of(self.NAME, (cell, cell)) is None
-        newer = ServerInfo(kind="embedded", version="xllamacpp 2.0")
+        newer = measured().server.model_copy(update={"version": "xllamacpp 2.0"})
         assert Spreads((), [stored(1, 60), stored(2, 90, server=newer)]).of(self.NAME, (cell, cell)) is None
 
     def test_that_a_baseline_was_saved_with_count_where_no_runs_are_stored(self) -> None:
