@@ -2,8 +2,8 @@
 
 The unit is the load. One file, loaded again and again, gave medians from 58 to 69 tokens/s in one session: samples of
 one load resemble each other more than those of the next, so a test that takes them for independent calls a change what
-is two loads. Where loads spread by 4 %, the Mann-Whitney test on the samples of one load each does so in
-39 % of comparisons of unchanged runs. Therefore each load counts once, by the logarithm of its median, and the test is
+is two loads. Where loads spread by 4 %, the Mann-Whitney test on the samples of one load each does so in 39 % of
+comparisons of unchanged runs. Therefore each load counts once, by the logarithm of its median, and the test is
 Student's t with the spread between loads. Where neither run has several loads, that spread is taken from stored runs,
 or else assumed to be large; then only large changes are told.
 
