@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pytest_llmbench.core.validation import validate
 from pytest_llmbench.core.yaml_source import load_yaml
 from pytest_llmbench.runtime.modelstore.store import ModelStore
 from pytest_llmbench.runtime.share import share_dir
-from tests.integration.suite import EmbeddedSuite, our_processes, wait_until
+from tests.integration.suite import GONE_SECONDS, MARK, EmbeddedSuite, our_processes, wait_until
 
 
 class _Silent:
@@ -33,6 +34,13 @@ def model_path(pytestconfig: pytest.Config) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def marked() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv(MARK, str(os.getpid()))
+        yield
+
+
 @pytest.fixture
 def suite(pytester: pytest.Pytester, model_path: Path) -> Iterator[EmbeddedSuite]:
     suite = EmbeddedSuite(pytester.path, model_path)
@@ -44,4 +52,4 @@ def suite(pytester: pytest.Pytester, model_path: Path) -> Iterator[EmbeddedSuite
 def leaves_no_process() -> Iterator[None]:
     before = our_processes()
     yield
-    assert wait_until(lambda: our_processes() <= before, 5), f"left behind: {our_processes() - before}"
+    assert wait_until(lambda: our_processes() <= before, GONE_SECONDS), f"left behind: {our_processes() - before}"

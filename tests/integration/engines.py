@@ -35,7 +35,7 @@ _BACKENDS: dict[str, Callable[[], Backend]] = {"embedded": EmbeddedBackend, "lla
 @contextmanager
 def running(kind: str, model_path: Path, log_stem: Path, **fields: Any) -> Generator[RunningServer, None, None]:
     """A server of a kind on the small model, ended afterwards."""
-    given: dict[str, Any] = {"context_size": 1024, "max_load_seconds": 120.0}
+    given: dict[str, Any] = {"context_size": 1024, "max_load_seconds": 120.0, "threads": 1}
     if kind == "llama_cpp":
         given["server_path"] = str(LLAMA_SERVER)
     spec = ServerSpec(kind, "smol_Q4_1", model_file="x", **{**given, **fields})

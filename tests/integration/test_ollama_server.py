@@ -18,9 +18,10 @@ import psutil
 import pytest
 import requests
 
-from tests.integration.suite import PATIENCE_SECONDS, wait_until
+from tests.integration.suite import GONE_SECONDS, PATIENCE_SECONDS, closest_to_1, wait_until
 from tests.servers.ollama_server import EmbeddedEngine, OllamaModel, OllamaServer
 
+pytestmark = pytest.mark.slow  # of the server itself; what is measured on it, test_ollama_backend.py shows
 STORY = "Once upon a time there was a fox who lived in a wood. " * 10
 GREEDY: dict[str, Any] = {"temperature": 0, "num_ctx": 512, "num_thread": 1}
 
@@ -30,7 +31,7 @@ def server(model_path: Path) -> Iterator[OllamaServer]:
     models = {"smol": OllamaModel(model_path), "thinker": OllamaModel(model_path, thinking_pieces=3)}
     with OllamaServer(models, EmbeddedEngine(), unload_seconds=0.05) as server:
         yield server
-    assert wait_until(lambda: not engines(), 5)
+    assert wait_until(lambda: not engines(), GONE_SECONDS)
 
 
 @pytest.fixture
@@ -53,30 +54,32 @@ def story(client: ollama.Client, count: int, *, prompt: str = STORY, **options: 
 
 
 def test_generates_and_tells_the_engines_own_numbers(client: ollama.Client) -> None:
-    options = {**GREEDY, "num_predict": 24}
-    began = time.perf_counter_ns()
-    arrivals, pieces = [], []
-    for part in client.generate("smol", STORY, raw=True, options=options, stream=True):
-        arrivals.append(time.perf_counter_ns() - began)
-        pieces.append(part)
-    last = pieces[-1]
-    assert last.eval_count is not None
-    assert last.eval_duration is not None
-    assert last.prompt_eval_duration is not None
-    assert (last.done_reason, last.eval_count) == ("length", 24)
-    assert len("".join(piece.response or "" for piece in pieces)) > 24
-    spread = arrivals[-2] - arrivals[0]
-    assert spread == pytest.approx(last.eval_duration, rel=0.4)  # sent as they come, timed from the first on
-    assert last.load_duration is not None
-    assert last.total_duration is not None
-    assert last.load_duration + last.prompt_eval_duration + last.eval_duration <= last.total_duration <= arrivals[-1]
+    def spread() -> float:
+        began = time.perf_counter_ns()
+        arrivals, pieces = [], []
+        for part in client.generate("smol", STORY, raw=True, options={**GREEDY, "num_predict": 24}, stream=True):
+            arrivals.append(time.perf_counter_ns() - began)
+            pieces.append(part)
+        last = pieces[-1]
+        assert last.eval_count is not None
+        assert last.eval_duration is not None
+        assert last.prompt_eval_duration is not None
+        assert (last.done_reason, last.eval_count) == ("length", 24)
+        assert len("".join(piece.response or "" for piece in pieces)) > 24
+        assert last.load_duration is not None
+        assert last.total_duration is not None
+        assert last.load_duration + last.prompt_eval_duration + last.eval_duration <= last.total_duration
+        assert last.total_duration <= arrivals[-1]
+        return (arrivals[-2] - arrivals[0]) / last.eval_duration
+
+    assert closest_to_1(spread, within=0.4) == pytest.approx(1, abs=0.4)  # sent as they come, timed from the first on
 
 
 def test_cached_prompts_are_counted_but_took_no_time(client: ollama.Client) -> None:
-    first, second = story(client, 2, prompt=f"New. {STORY}"), story(client, 2, prompt=f"New. {STORY}")
-    assert first.prompt_eval_count == second.prompt_eval_count
+    first, *again = (story(client, 2, prompt=f"New. {STORY}") for _ in range(4))
+    assert {answer.prompt_eval_count for answer in again} == {first.prompt_eval_count}
     assert (first.prompt_eval_count or 0) > 100
-    assert (first.prompt_eval_duration or 0) > 3 * (second.prompt_eval_duration or 0)
+    assert (first.prompt_eval_duration or 0) > 3 * min(answer.prompt_eval_duration or 0 for answer in again)
 
 
 def test_chats(client: ollama.Client) -> None:
@@ -148,7 +151,7 @@ def test_unloads(client: ollama.Client) -> None:
     story(client, 1)
     for model in ("smol", "thinker"):
         assert client.generate(model, keep_alive=0).done_reason == "unload"
-    assert wait_until(lambda: not client.ps().models, 10)
+    assert wait_until(lambda: not client.ps().models, GONE_SECONDS)
     assert not engines()
 
 
@@ -157,7 +160,7 @@ def test_imports_a_file_and_answers_with_it(server: OllamaServer, client: ollama
     assert client.create("mine", files={"model.gguf": digest}).status == "success"
     assert client.generate("mine", "Say hello.", options={**GREEDY, "num_predict": 4}).eval_count == 4
     client.delete("mine")
-    assert wait_until(lambda: "mine:latest" not in [m.model for m in client.ps().models], 10)
+    assert wait_until(lambda: "mine:latest" not in [m.model for m in client.ps().models], GONE_SECONDS)
 
 
 def test_half_a_file_can_not_be_loaded(client: ollama.Client, model_path: Path, tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def test_half_a_file_can_not_be_loaded(client: ollama.Client, model_path: Path, 
 def test_an_engine_that_dies_breaks_its_answer_and_is_started_again(client: ollama.Client) -> None:
     client.generate("thinker", keep_alive=0)
     story(client, 1)
-    assert wait_until(lambda: len(engines()) == 1, 10)
+    assert wait_until(lambda: len(engines()) == 1, GONE_SECONDS)
     parts = client.generate("smol", STORY, raw=True, options={**GREEDY, "num_predict": 300}, stream=True)
     next(iter(parts))
     os.kill(engines()[0], signal.SIGKILL)
@@ -202,7 +205,7 @@ def test_a_process_takes_its_engine_along(model_path: Path, tmp_path: Path, numb
         (engine,) = engines(child.pid)
         child.send_signal(number)
         child.wait(PATIENCE_SECONDS)
-        assert wait_until(lambda: not psutil.pid_exists(engine), 5)
+        assert wait_until(lambda: not psutil.pid_exists(engine), GONE_SECONDS)
     if number == signal.SIGTERM:
         assert child.returncode == 0
         assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ One run is enough for all of it. Sensors that a test machine lacks are added to 
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from pytest_llmbench.core.metrics import COMMON_METRICS, FOUNDING_THRESHOLDS, ME
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.core.thresholds import judge, limits_in_force
 from pytest_llmbench.runtime.run_folder import read_cells
+from pytest_llmbench.runtime.share import share_dir
 from tests.conftest import WITHOUT_NEIGHBOURS
 from tests.integration.suite import EmbeddedSuite
 from tests.plugin.bench import SUITE
@@ -70,6 +72,21 @@ sources.sources_here = lambda: [*map(Without, real()), Sensors()]
 '''
 
 
+# Reading a prompt is what takes longest here, so documents and questions are few and short.
+DOCUMENTS = [
+    {"id": str(n), "text": f"In week {n} the harbour took in {n + 3} ships, and lost one to the ice."} for n in range(6)
+]
+
+
+def few_questions() -> dict[str, Any]:
+    """Of each category of the shipped bank, the shortest question."""
+    bank: dict[str, Any] = json.loads((share_dir("data") / "quality_tests.json").read_text(encoding="utf-8"))
+    shortest: dict[str, Any] = {}
+    for question in sorted(bank["questions"], key=lambda question: len(json.dumps(question))):
+        shortest.setdefault(question["category"], question)
+    return {**bank, "questions": list(shortest.values())}
+
+
 class FiveProfiles(EmbeddedSuite):
     """Every profile, as short as it still measures all it can."""
 
@@ -79,6 +96,8 @@ class FiveProfiles(EmbeddedSuite):
         self.config["profiles"] = list(PROFILES)
         self.config["blocking"] = {"stress_selection": False}  # a model this small does not do well
         self.write("conftest.py", SENSORS)
+        self.write("data/documents/documents.json", json.dumps({"documents": DOCUMENTS}))
+        self.write("data/quality_tests.json", json.dumps(few_questions()))
         for profile in PROFILES:
             self.write(f"suites/test_{profile}.py", SUITE.replace("interactive", profile))
 
@@ -86,9 +105,9 @@ class FiveProfiles(EmbeddedSuite):
 SETTINGS: dict[str, dict[str, Any]] = {
     "interactive": {"output_tokens": 60, "short_answers": 1},
     "long_context": {"test_sizes": [256, 512, 8192 * 2], "output_tokens": 16, "samples": 2},
-    "batch": {"num_documents": 6, "output_tokens": 12},
-    "quality": {"questions": "quick", "output_tokens": 24},
-    "stress": {"duration": 0.2, "sample_interval": 2, "output_tokens": 24},
+    "batch": {"num_documents": len(DOCUMENTS), "output_tokens": 12},
+    "quality": {"questions": "full", "output_tokens": 24},
+    "stress": {"duration": 0.25, "sample_interval": 2, "output_tokens": 8},
 }
 
 
@@ -188,10 +207,21 @@ def test_telemetry_is_on_the_clock_of_the_requests(run: FiveProfiles) -> None:
     assert all(sample["values"]["server_rss_bytes"] > 50e6 for sample in inside)
 
 
-def test_sizes_that_can_not_be_are_named(cells: dict[str, CellRecord]) -> None:
+def test_contexts_are_filled_exactly_and_a_conversation_goes_on_from_the_cache(
+    run: FiveProfiles, cells: dict[str, CellRecord]
+) -> None:
     rows = {row["context_tokens"]: row for row in cells["long_context"].details["sizes"]}
     assert list(rows) == [256, 512, 16384]
     assert "trained for 8192" in str(rows[16384]["reason"])
+    asked = [r for r in run.requests() if r["cell"] == cells["long_context"].nodeid and r["phase"] == "sample"]
+    assert all(request["usable"] for request in asked)
+    filled = [r["prompt_tokens"] for r in asked if not r["cached_tokens"]]
+    assert filled == [244, 244, 487, 487]  # two of each size, as many tokens as were counted, and 95 % of it at least
+    assert [rows[size]["filled_percent"] for size in (256, 512)] == [100 * 244 / 256, 100 * 487 / 512]
+    warm = [request for request in asked if request["cached_tokens"]]
+    assert len(warm) == 2  # the smaller has no room for one more turn
+    for request in warm:
+        assert 487 <= request["cached_tokens"] < request["prompt_tokens"] < 487 + 30
 
 
 def test_where_the_time_went_is_told(run: FiveProfiles, cells: dict[str, CellRecord]) -> None:

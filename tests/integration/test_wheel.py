@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.integration.suite import PATIENCE_SECONDS
+
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
@@ -34,7 +36,7 @@ def run(commands: Path, folder: Path, *arguments: str) -> subprocess.CompletedPr
     environment.pop("PYTHONPATH", None)
     command = [str(commands / "python"), *arguments]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=110, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
 
 
@@ -49,7 +51,9 @@ def test_init_and_a_run_in_an_empty_folder(installed: Path, tmp_path: Path, mode
     (tmp_path / "models" / "135M" / model_path.name).symlink_to(model_path)  # instead of fetching it again
     shipped = yaml.safe_load((tmp_path / "configs" / "config.yaml").read_text())
     shipped["profiles"] = ["interactive"]
-    shipped["settings"] = {"interactive": {"output_tokens": 60, "short_answers": 0}}
+    shipped["settings"] = {"interactive": {"output_tokens": 16, "short_answers": 0}}
+    shipped["measurement"] |= {"max_samples": 6, "max_seconds": 0.001}
+    shipped["embedded"]["default_threads"] = 1  # as in suite.py
     shipped["thresholds"]["interactive"]["max_variance"] = None
     (tmp_path / "configs" / "config.yaml").write_text(yaml.safe_dump(shipped))
     result = run(installed, tmp_path, "-m", "pytest", "suites/", "-p", "no:cacheprovider")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 # pytester forgets modules that a run inside this process was the first to import. Some of these do not survive a second
@@ -16,9 +17,21 @@ import rich.console
 import rich.table  # noqa: F401
 import scipy.special
 import scipy.stats  # noqa: F401
+import uvloop  # noqa: F401
 
+import pytest_llmbench.reports.plan
+import pytest_llmbench.reports.terminal
+import pytest_llmbench.telemetry.sources
+import pytest_llmbench.telemetry.summary  # noqa: F401
 from tests.plugin.bench import Bench
 from tests.servers.fake_openai import FakeOpenAI
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> Iterator[None]:
+    """A run of pytest leaves some megabytes of cycles, and our client keeps starting the collector's count anew."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

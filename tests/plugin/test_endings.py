@@ -59,7 +59,7 @@ def test_a_closed_terminal_ends_the_run_in_order(bench: Bench, workers: tuple[st
         assert wait_for(bench.path / "b has begun")
     finally:
         os.close(ours)  # the kernel sends SIGHUP
-        status = process.wait(30)
+        status = process.wait(100)
     assert status == 129
     assert {cell["model"] for cell in bench.cells()} <= {"a"}
     assert (bench.latest / "summary.md").exists()

@@ -188,15 +188,16 @@ def test_a_chunked_stream_is_flagged_and_its_rate_absent(bench: Bench) -> None:
     assert "decode_tokens_per_second" not in cell["metrics"]
 
 
-@pytest.mark.parametrize(("limit", "is_clear"), [(30, True), (2, False)], ids=["clear", "undecided"])
-def test_sampling_goes_on_while_a_limit_is_undecided(bench: Bench, limit: float, is_clear: bool) -> None:
-    bench.fake.token_seconds, bench.fake.every_second_answer_slower = 0.001, 4  # some 1 and 4 ms, in turn
+@pytest.mark.parametrize(("limit", "most", "is_clear"), [(1000, 40, True), (20, 12, False)], ids=["clear", "undecided"])
+def test_sampling_goes_on_while_a_limit_is_undecided(bench: Bench, limit: float, most: int, is_clear: bool) -> None:
+    bench.fake.token_seconds, bench.fake.every_second_answer_slower = 0.01, 3  # some 10 and 30 ms, in turn
+    bench.config["settings"]["interactive"]["output_tokens"] = 8
     bench.config["thresholds"]["interactive"]["max_time_per_output_token_ms"] = limit
-    bench.config["measurement"] = {"max_samples": 12, "target_half_width_percent": 100}
+    bench.config["measurement"] = {"max_samples": most, "target_half_width_percent": 100}
     bench.run("suites/")
     (cell,) = bench.cells()
     assert (cell["sampling"]["stop_reason"] == "precise") is is_clear
-    assert (cell["sampling"]["samples"] < 12) is is_clear
+    assert (cell["sampling"]["samples"] < most) is is_clear
 
 
 def test_imprecise_measurement_is_flagged(bench: Bench) -> None:

@@ -328,7 +328,7 @@ import pytest
 def slow():
     yield
     pathlib.Path("tearing down").touch()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not pathlib.Path("go on").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     pathlib.Path("torn down").touch()
@@ -355,10 +355,10 @@ def test_a_second_signal_does_not_break_the_teardown(
     try:
         assert wait_for(bench.path / "begun")
         os.killpg(process.pid, signal.SIGTERM)
-        assert wait_for(bench.path / "tearing down", 20)
+        assert wait_for(bench.path / "tearing down")
         os.killpg(process.pid, second)
         (bench.path / "go on").touch()
-        assert process.wait(30) == 128 + signal.SIGTERM
+        assert process.wait(100) == 128 + signal.SIGTERM
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

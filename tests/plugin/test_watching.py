@@ -17,7 +17,8 @@ import time
 
 kept = []
 while True:
-    kept.append(bytearray(b"x") * 10_000_000)
+    if len(kept) < 35:
+        kept.append(bytearray(b"x") * 10_000_000)
     time.sleep(0.02)
 """
 

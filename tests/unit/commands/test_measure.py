@@ -412,7 +412,7 @@ class TestWhatGoesWrong:
         with FakeOpenAI(fault={"*": "cached"}) as server:
             status, folder = measure(server.url)
         assert status == 0
-        assert summary_of(folder)["flags"] == {"prompt_cache_hit": 3}
+        assert summary_of(folder)["flags"]["prompt_cache_hit"] == 3
         assert summary_of(folder)["ttft_seconds"] is None
 
     def test_patience_ends(self) -> None:
