@@ -17,6 +17,7 @@ import pytest
 from pytest_llmbench import hookspecs
 from pytest_llmbench.adapters import baseline, collection, plan, results, setup, signals, workers
 from pytest_llmbench.adapters.fixtures import cell, llm, release_before, server
+from pytest_llmbench.adapters.live import Live
 from pytest_llmbench.adapters.neighbours import Neighbours
 from pytest_llmbench.adapters.recorder import Recorder
 from pytest_llmbench.adapters.state import SUITE_KEY
@@ -54,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Neighbours(suite), "llmbench-neighbours")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(config, suite), "llmbench-recorder")
+        config.pluginmanager.register(Live(config, suite), "llmbench-live")
         config.add_cleanup(suite.folder.close)
     pids = config.stash[WORKER_PIDS_KEY] = set()
     config.add_cleanup(setup.configure_logging(suite))

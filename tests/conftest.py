@@ -57,6 +57,7 @@ def own_runtime_dir(runtime_dirs: Iterator[Path], monkeypatch: pytest.MonkeyPatc
     path = next(runtime_dirs)
     path.mkdir()
     monkeypatch.setenv("LLMBENCH_RUNTIME_DIR", str(path))
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)  # of the job that runs these tests
     return path
 
 

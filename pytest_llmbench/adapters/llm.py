@@ -174,6 +174,7 @@ class LLM:
         elif self._run.answered_tokens is not None:
             self._run.answered_tokens += record.output_tokens or 0
         self._suite.file_line("requests", record)
+        self._suite.on_request(record)
 
     def _explain_failure(self, error: RequestError) -> LlmbenchError:
         """A failed request, or the death of the server that explains it."""

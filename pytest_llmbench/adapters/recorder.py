@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from pytest_llmbench.adapters import baseline, early, plan, resume
+from pytest_llmbench.adapters.ci import append_job_summary
 from pytest_llmbench.adapters.collection import cell_of
+from pytest_llmbench.adapters.junit import add_suite_properties
 from pytest_llmbench.adapters.progress import tell
 from pytest_llmbench.adapters.results import DISK_FULL, RECORD_ATTRIBUTE, STATUS_ATTRIBUTE, crash_record, reports_of
 from pytest_llmbench.adapters.scheduler import FREE
@@ -239,6 +241,8 @@ class Recorder:
     @pytest.hookimpl(wrapper=True, trylast=True)  # inside the terminal's wrapper, after xdist has ended its workers
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
         """Join what workers left, write the reports, settle the exit status."""
+        told = {**self._description, "sensors": self._suite.sensors}  # pytest writes the XML before us
+        add_suite_properties(self._config, told, self._records.values())
         try:
             return (yield)
         finally:
@@ -281,8 +285,9 @@ class Recorder:
             if not suite.config.output.include_logs:  # before the reports, which show them
                 shutil.rmtree(suite.folder.logs, ignore_errors=True)
             write_reports(suite.folder.path, suite.config.output.formats)
+            append_job_summary(suite.folder.path)
         except (OSError, RecordError) as exc:
-            tell(self._config, f"reports can not be written: {exc}; the records are kept")
+            tell(self._config, f"{exc}; the records are kept")
         reporter: pytest.TerminalReporter | None = self._config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None and session.exitstatus in ENDED_BY_SIGNAL:  # a status pytest prints no summary for
             self.pytest_terminal_summary(reporter, int(session.exitstatus))
@@ -299,16 +304,18 @@ class Recorder:
             return
         from pytest_llmbench.reports.terminal import render
 
-        suite = self._suite
-        terminalreporter.section("llmbench", sep="=")
-        writer = terminalreporter._tw
-        path, run = suite.folder.path, self._run_data()
-        for line in render(run, width=writer.fullwidth, colour=writer.hasmarkup):
+        suite, writer, verbosity = self._suite, terminalreporter._tw, self._config.option.verbose
+        path, run, is_tty = suite.folder.path, self._run_data(), bool(terminalreporter.isatty)
+        lines = render(run, width=writer.fullwidth, colour=writer.hasmarkup, verbosity=verbosity, wrapped=is_tty)
+        if lines or verbosity >= -1:
+            terminalreporter.section("llmbench", sep="=")
+        for line in lines:
             terminalreporter.line(line)
         shown = path.relative_to(suite.rootdir) if path.is_relative_to(suite.rootdir) else path
         names = (entry.name for entry in path.iterdir()) if path.is_dir() else ()
         files = sorted(name for name in names if not name.startswith("."))
-        terminalreporter.line(f"results in {shown}: {', '.join(files)}")
+        if verbosity >= -1:
+            terminalreporter.line(f"results in {shown}: {', '.join(files)}")
         if self._nothing_measured:
             terminalreporter.line(NOTHING_MEASURED)
         for line in remarks(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from pytest_llmbench.core.matrix import (
     Matrix,
     server_spec,
 )
-from pytest_llmbench.core.records import CellRecord, Record, TelemetryRecord, to_line
+from pytest_llmbench.core.records import CellRecord, Record, RequestRecord, TelemetryRecord, to_line
 from pytest_llmbench.core.statistics import StoppingRule
 from pytest_llmbench.core.thresholds import Limit, limits_in_force
 from pytest_llmbench.errors import RecordError
@@ -57,6 +58,7 @@ class Suite:
         measured: what this process has begun to measure, cut to what the model has: the cell, and the layers it asked.
         sensors: of each host, what its sensors tell and what not.
         trouble: why records could not be written that came from another thread.
+        on_request: told of each request that is over, between it and the next.
         observed: predicted against observed memory of this process's cells, newest first.
     """
 
@@ -88,6 +90,7 @@ class Suite:
     sensors: dict[str, dict[str, Any]] = field(default_factory=dict)
     trouble: RecordError | None = None
     unsent_samples: deque[TelemetryRecord] = field(default_factory=deque)
+    on_request: Callable[[RequestRecord], None] = field(default=lambda _record: None)
     observed: list[Observation] = field(default_factory=list)
 
     @functools.cached_property
@@ -142,16 +145,13 @@ class Suite:
             sensors: ``not_available``: name → why; ``facts``: governor, power source, …
 
         Returns:
-            What is not available there, one sentence for each reason, where that was not known yet.
+            What is not available there, in a sentence, where that was not known yet.
         """
         missing = sensors.get("not_available", {})
         known = self.sensors.get(host, {}).get("not_available", {})
         self.sensors[host] = sensors
-        reasons: dict[str, list[str]] = {}
-        for name, why in missing.items():
-            if name not in known:
-                reasons.setdefault(why, []).append(name)
-        return [f"{', '.join(names)}: not available: {why}" for why, names in reasons.items()]
+        names = [name for name in missing if name not in known]
+        return [f"no sensor here for {', '.join(names)} (why: `sensors` in run.json)"] if names else []
 
     def let_go(self) -> None:
         """Stop the running server, if any, and then give its device back."""

@@ -1,0 +1,46 @@
+"""All reports of a run: the same bytes again, and one that fails takes no other with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_llmbench import reports
+from pytest_llmbench.errors import RecordError
+from pytest_llmbench.reports.run_data import RunData
+from pytest_llmbench.runtime.run_folder import RunFolder
+from tests.unit.factories import broken_record, cell_record
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    run = RunFolder(tmp_path, "run-1")
+    run.create({})
+    run.append_cell(cell_record(samples={"ttft_seconds": [[0.1, 0.2, 0.3]]}))
+    run.append_cell(broken_record("it did not start", nodeid="other"))
+    run.close()
+    return run.path
+
+
+def test_all_formats_are_rebuilt_byte_for_byte(folder: Path) -> None:
+    written = reports.write_reports(folder, reports.WRITERS)
+    first = {path.name: path.read_bytes() for path in written}
+    assert set(first) == {"report.json", "results.csv", "summary.md", "report.html"}
+    assert all(first.values())
+    reports.write_reports(folder, reports.WRITERS)
+    assert {path.name: path.read_bytes() for path in written} == first
+
+
+def test_one_that_fails_takes_no_other_with_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(run: RunData) -> Path:
+        raise ZeroDivisionError(run.run_id)
+
+    monkeypatch.setitem(reports.WRITERS, "csv", fail)
+    with pytest.raises(RecordError, match=r"csv \(ZeroDivisionError: run-1\).*llmbench report run-1"):
+        reports.write_reports(folder, ["csv", "markdown"])
+    assert (folder / "summary.md").is_file()
+    (folder / "summary.md").unlink()
+    (folder / "summary.md").mkdir()
+    with pytest.raises(RecordError, match=r"summary\.md \(Is a directory\)"):
+        reports.write_reports(folder, ["markdown"])
