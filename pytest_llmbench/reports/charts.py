@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,12 +36,19 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points that share colour and shape; joined by a line where ``joined``, marked at each where ``marked``."""
+    """Points that share colour and shape.
+
+    Attributes:
+        joined: by a line.
+        marked: at each point; else only at the highest.
+        muted: not what the chart is about.
+    """
 
     name: str
     points: Sequence[Point]
     joined: bool = False
     marked: bool = True
+    muted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +57,9 @@ class Axis:
 
     Attributes:
         ticks: where it has labels and what they say; None: at round numbers.
-        log: equal ratios have equal lengths.
+        log: equal ratios have equal lengths; every value is above 0 then.
         from_zero: it begins at 0 (not with ``log``).
         most: where it ends at the latest, None where nothing bounds it.
-        name_of: a round number as it is written.
     """
 
     title: str
@@ -61,7 +67,6 @@ class Axis:
     log: bool = False
     from_zero: bool = True
     most: float | None = None
-    name_of: Callable[[float], str] = lambda value: f"{value:,g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +148,7 @@ def draw_points(
         _name_points(sheet, points)
         sheet.write(4, 16, y.title, role="axis")
         sheet.write(WIDTH - _RIGHT, HEIGHT - 8, x.title, "end", "axis")
-        marked = [(number, one) for number, one in enumerate(series) if one.marked or one.joined]
-        keys = [(one.name, f"{prefix}-p{number}", SERIES[number]) for number, one in marked]
+        keys = [(one.name, f"{prefix}-p{number}", _role(number, one)) for number, one in enumerate(series)]
         return Drawing(sheet.svg(prefix, name), keys)
 
 
@@ -246,7 +250,7 @@ def _ticks(axis: Axis, low: float, high: float) -> list[tuple[float, str]]:
         places = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     slack = 1e-9 * (high - low)
     inside = [float(value) for value in places if low - slack <= value <= high + slack]
-    return [(value, axis.name_of(round(value, 9))) for value in inside]
+    return [(value, f"{round(value, 9):,g}") for value in inside]
 
 
 def _guide(sheet: _Sheet, guide: Guide) -> None:
@@ -258,7 +262,7 @@ def _guide(sheet: _Sheet, guide: Guide) -> None:
 
 def _paint(sheet: _Sheet, number: int, one: Series) -> None:
     """Intervals first, then the line, then its markers on top."""
-    axes, colour, gid = sheet.axes, COLOUR_OF[SERIES[number]], f"p{number}"
+    axes, colour, gid = sheet.axes, COLOUR_OF[_role(number, one)], f"p{number}"
     bars = [(p.x, p.low, p.high) for p in one.points if p.low is not None and p.high is not None and p.low < p.high]
     if bars:
         xs, lows, highs = zip(*bars, strict=True)
@@ -270,7 +274,12 @@ def _paint(sheet: _Sheet, number: int, one: Series) -> None:
     sheet.tips[gid] = [point.tip for point in marked]
     marker = _MARKERS[number]
     at = [point.x for point in marked], [point.y for point in marked]
-    axes.scatter(*at, s=44, marker=marker, color=colour, linewidths=0, gid=gid, zorder=3, clip_on=False)
+    level = 2.5 if one.muted else 3
+    axes.scatter(*at, s=44, marker=marker, color=colour, linewidths=0, gid=gid, zorder=level, clip_on=False)
+
+
+def _role(number: int, one: Series) -> str:
+    return SERIES[-1] if one.muted else SERIES[number]
 
 
 def _name_points(sheet: _Sheet, points: Sequence[Point]) -> None:

@@ -14,7 +14,8 @@ from pytest_llmbench.reports.html_subjects import Subject, by_bits
 from pytest_llmbench.reports.html_text import listed, quantity, shown
 
 _RATE, _MEMORY, _QUALITY = "decode_tokens_per_second", "peak_memory_gb", "quality_score_percent"
-_WIDE = 5.0  # from this ratio on, sizes are on a logarithmic axis
+_MOST_NAMED = 8  # points on the front; more names are in each other's way
+_WIDE = 8.0  # from this ratio on, an axis is logarithmic
 
 
 def speed_by_size(measured: Sequence[Subject]) -> ChartView:
@@ -85,27 +86,27 @@ def best_of_all(points: Sequence[FrontPoint], measured: Sequence[Subject]) -> Ch
         return missing(key, title, "Fewer than two configurations have both a speed and a quality score, or memory.")
     front = [item for item in found if item[0].on_front]
     others = [item for item in found if not item[0].on_front]
-    series = [
-        Series(
-            name,
-            [
-                Point(x, y, _front_tip(p), label=shown(p.configuration, 80).removeprefix(only)[:30] if named else None)
-                for p, x, y in some
-            ],
-        )
-        for name, some, named in (("on the front", front, len(front) <= 8), ("beaten by another in all", others, False))
-        if some
-    ]
+    named = len(front) <= _MOST_NAMED
+    best = [Point(x, y, _front_tip(p), label=_label(p, only) if named else None) for p, x, y in front]
+    beaten = [Point(x, y, _front_tip(p)) for p, x, y in others]
+    series = [Series("on the front", best)] if best else []
+    series += [Series("beaten by another in all", beaten, muted=True)] if beaten else []
     second = "% answered correctly, higher is better" if found is with_quality else "GB at most, lower is better"
+    x = Axis("tokens/s, higher is better", log=_wide([rate for _, rate, _ in found]), from_zero=False)
     y = Axis(second, from_zero=False, most=100.0 if found is with_quality else None)
     what = "quality, speed and memory" if found is with_quality else "speed and memory"
     names = listed([shown(item[0].configuration, 60).removeprefix(only) for item in front], 6)
     reading = f"Nothing measured beats these in {what} at once: {names}." if front else f"Compared in {what}."
-    drawing = draw_points(key, f"{title}. {reading}", Axis("tokens/s, higher is better", from_zero=False), y, series)
+    drawing = draw_points(key, f"{title}. {reading}", x, y, series)
     rows = [_front_row(p) for p, _, _ in [*front, *others][:MOST_ROWS]]
     head = ["configuration", "score %", "tokens/s", "memory GB", "on the front"]
     note = "Values alone decide here; the recommendations above also weigh their intervals."
     return ChartView(key, title, reading, drawing, note, head, rows)
+
+
+def _wide(values: Sequence[float]) -> bool:
+    """Whether they are so far apart that only a logarithmic axis keeps them so."""
+    return min(values) > 0 and max(values) / min(values) > _WIDE
 
 
 def _alone(key: str, title: str, one: Subject, value: str) -> ChartView:
@@ -119,7 +120,7 @@ _Found = tuple[Subject, float, MetricValue]
 def _with_sizes(measured: Sequence[Subject], metric: Callable[[Subject], MetricValue | None]) -> list[_Found]:
     """Subjects that have the metric, with the size of their file in GB; or in billions of parameters, where a server
     brings its own models."""
-    found = [(one, value) for one in measured if (value := metric(one)) is not None]
+    found = [(one, value) for one in measured if (value := metric(one)) is not None and value.value > 0]
     files = [(one, size, value) for one, value in found if (size := one.file_gb)]
     if files:
         return files
@@ -140,13 +141,14 @@ def _over_size(view: ChartView, found: Sequence[_Found], metric: str, y: Axis) -
         lambda one: len(one.points),
     )
     sizes = [point.x for one in series for point in one.points]
-    wide = max(sizes) / min(sizes) > _WIDE
+    wide = _wide(sizes) and _wide([point.y for one in series for point in one.points])
     of_files = all(one.file_gb for one, _, _ in found)
     unit = "GB" if of_files else "billion parameters"
     x = Axis(f"model size, {unit}", log=wide, from_zero=False)
     ends = min(sizes), max(sizes)
     guides = [Guide("the file alone", [(end, end) for end in ends], "base")] if metric == _MEMORY and of_files else []
     shown_guides = guides if ends[0] < ends[1] else []
+    y = replace(y, log=wide)
     drawing = draw_points(view.key, f"{view.title}. {view.reading}", x, y, series, guides=shown_guides)
     rows = [[one.model, one.quantization, f"{size:.3g}", spoken(metric, value)] for one, size, value in found]
     head = ["model", "quantization", unit, f"{metric} (95 % interval)" if metric == _RATE else metric]
@@ -155,7 +157,8 @@ def _over_size(view: ChartView, found: Sequence[_Found], metric: str, y: Axis) -
 
 
 def _at(one: Subject, size: float, name: str, metric: MetricValue) -> Point:
-    bounds = (metric.ci_low, metric.ci_high) if name == _RATE else (None, None)
+    has_interval = name == _RATE and metric.ci_low is not None and metric.ci_low > 0
+    bounds = (metric.ci_low, metric.ci_high) if has_interval else (None, None)
     return Point(size, metric.value, f"{one.name}: {spoken(name, metric)}", *bounds)
 
 
@@ -184,6 +187,10 @@ def _thinned(names: Sequence[str]) -> list[str]:
     """Labels for an axis, some empty where there are too many to be read."""
     every = -(-len(names) // 8)
     return [name[:10] if place % every == 0 else "" for place, name in enumerate(names)]
+
+
+def _label(point: FrontPoint, only: str) -> str:
+    return shown(point.configuration, 80).removeprefix(only)[:30]
 
 
 def _front_tip(point: FrontPoint) -> str:

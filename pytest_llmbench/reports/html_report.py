@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmbench.core.ratings import INTERPRETATIONS
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.reports import charts_of_models, charts_of_samples, html_appendix
 from pytest_llmbench.reports.charts_views import ChartView
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 MOST_BYTES = 2_000_000
 TEMPLATES = Path(__file__).parent / "templates"
 _MOST_COMPARISONS = 60
-# From the fullest on; a page that becomes too large is made again with the next.
+_RATINGS = ("excellent", "good", "acceptable", "poor", "failed")
+# Up to how many cells of a run; a page that becomes too large is made again with the next.
 _DEPTHS = (
     (60, Depth(cells=60, passed=True, rows=32, samples=20)),
     (300, Depth(cells=300, passed=True, rows=6, samples=12)),
     (1000, Depth(cells=200, passed=False, rows=6, samples=0)),
-    (1_000_000, Depth(cells=60, passed=False, rows=0, samples=0)),
+    (math.inf, Depth(cells=60, passed=False, rows=0, samples=0)),
 )
 
 
@@ -122,12 +123,8 @@ def _page(run: _Run, depth: Depth) -> str:
             logs=html_appendix.logs(run.data),
             glossary=html_appendix.glossary(records),
             doubts=html_appendix.doubts(records),
-            interpreted=set(INTERPRETATIONS),
         )
     )
-
-
-_RATINGS = ("excellent", "good", "acceptable", "poor", "failed")
 
 
 def _told(records: Sequence[CellRecord], depth: Depth) -> list[CellRecord]:

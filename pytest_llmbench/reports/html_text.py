@@ -46,6 +46,8 @@ _LONG_NUMBER = 10_000
 def shown(text: object, most: int = MOST_CHARACTERS) -> str:
     """Text that is not ours on one line, cut after so many characters; what is no character is escaped."""
     whole = str(text)
+    if len(whole) <= most and whole.isprintable() and "  " not in whole:
+        return whole.strip()  # as most are; a large run has many
     line = plain(whole[: 2 * most])
     return line if len(line) <= most and len(whole) <= 2 * most else line[: most - 1] + "…"
 
