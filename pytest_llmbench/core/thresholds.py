@@ -158,8 +158,15 @@ def explain(result: ThresholdResult) -> str:
     return f"{mark} {result.key}: {relation} {limit}, {facts} → {result.verdict}"
 
 
-def _told(one: MetricComparison) -> str:
-    return f"{one.metric}: not compared: {one.message}" if one.verdict == "not_comparable" else one.message
+_MARKS = {"regressed": "✗", "inconclusive": "?", "not_comparable": "?", "improved": "✓", "unchanged": "✓"}
+
+
+def explain_comparison(one: MetricComparison) -> str:
+    """One line: metric, value then and now, how much worse with its interval, verdict."""
+    values = ""
+    if one.old is not None and one.new is not None:
+        values = f" {format_quantity(one.metric, one.old)} → {format_quantity(one.metric, one.new)},"
+    return f"{_MARKS[one.verdict]} {one.metric}:{values} {one.message} → {one.verdict.replace('_', ' ')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +214,7 @@ class Verdict:
             headline += f"; {len(self.worse)} of {len(self.comparisons)} metrics worse than the baseline"
         ordered = sorted(self.results, key=lambda result: result not in self.missed)  # what is shown may be cut
         compared = sorted(self.comparisons, key=lambda one: one not in self.worse)
-        lines = [*(explain(result) for result in ordered), *(_told(one) for one in compared)]
+        lines = [*(explain(result) for result in ordered), *(explain_comparison(one) for one in compared)]
         if self.worse and not self.missed:
             lines = [*lines[len(ordered) :], *lines[: len(ordered)]]
         return "\n".join([headline, *(f"  {line}" for line in lines)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -180,8 +181,9 @@ def draw_rows(prefix: str, name: str, x: Axis, rows: Sequence[Row]) -> Drawing:
 @contextmanager
 def _sheet(height: int, left: int, top: int = _TOP) -> Iterator[_Sheet]:
     """An empty chart. Whatever a user has set for matplotlib does not count here, and is as it was afterwards."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    with _silence("matplotlib"):  # on its first use it tells of the fonts it looks for, in the middle of a run's output
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
 
     with mpl.rc_context():
         mpl.rcdefaults()
@@ -195,6 +197,18 @@ def _sheet(height: int, left: int, top: int = _TOP) -> Iterator[_Sheet]:
         for spine in axes.spines.values():
             spine.set_visible(False)
         yield _Sheet(figure, axes, height)
+
+
+@contextmanager
+def _silence(logger_name: str) -> Iterator[None]:
+    """Let a logger tell nothing but errors."""
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _span(sheet: _Sheet, which: str, axis: Axis, values: Sequence[float]) -> None:

@@ -8,7 +8,7 @@ from itertools import chain
 from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.errors import Primitive
-from pytest_llmbench.reports.charts import Axis, Guide, Point, Row, Series, draw_points, draw_rows
+from pytest_llmbench.reports.charts import MOST_SERIES, Axis, Guide, Point, Row, Series, draw_points, draw_rows
 from pytest_llmbench.reports.charts_views import MOST_ROWS, ChartView, few, missing, spoken
 from pytest_llmbench.reports.html_subjects import Subject
 from pytest_llmbench.reports.html_text import amount, metric_words, quantity, unit_of
@@ -73,17 +73,20 @@ def temperature(run: RunData, measured: Sequence[Subject]) -> ChartView:
     stressed = {cell.nodeid: one for one in measured for cell in one.of("stress")}
     if not stressed:
         return missing(key, title, "No stress cell was measured.")
-    hot = {cell.nodeid for one in measured for cell in one.of("stress") if _TEMPERATURE in cell.metrics}
-    readings = _readings(run, hot) if hot else {}
+    hot = sorted(
+        (cell for one in measured for cell in one.of("stress") if _TEMPERATURE in cell.metrics),
+        key=lambda cell: -cell.metrics[_TEMPERATURE].value,
+    )
+    readings = _readings(run, {cell.nodeid for cell in hot[:MOST_SERIES]}) if hot else {}
     if not readings:
         return missing(
             key, title, "No temperature was recorded: the machine tells none, or the run's file of readings is gone."
         )
-    lines = [
+    note = f"The {MOST_SERIES} hottest of {len(hot):,} are drawn." if len(hot) > MOST_SERIES else ""
+    series = [
         Series(stressed[nodeid].short_name, _heat(stressed[nodeid], some), joined=True, marked=False)
         for nodeid, some in readings.items()
     ]
-    series, note = few(lines, lambda one: max(point.y for point in one.points))
     hottest = max((point for one in series for point in one.points), key=lambda point: point.y)
     reading = f"Hottest: {hottest.tip}."
     last = max(point.x for one in series for point in one.points)

@@ -10,7 +10,7 @@ from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.quantities import gigabytes
 from pytest_llmbench.core.recommendations import Advice, Candidate
 from pytest_llmbench.core.records import FLAGS, CellRecord, Change, MemoryRecord
-from pytest_llmbench.core.thresholds import explain
+from pytest_llmbench.core.thresholds import explain, explain_comparison
 from pytest_llmbench.reports.columns import by_profile, columns_of
 from pytest_llmbench.reports.plain import markdown_text
 from pytest_llmbench.reports.remarks import remarks
@@ -89,7 +89,7 @@ def _compared(records: Sequence[CellRecord]) -> list[str]:
         (pair for pair in found if pair[1].verdict != "unchanged"), key=lambda p: _CHANGES.index(p[1].verdict)
     )
     for record, one in shown[:MAX_ROWS]:
-        lines.append(f"- {_name(record)}: {_escape(one.message)}")
+        lines.append(f"- {_name(record)}: {_escape(explain_comparison(one))}")
     return [*lines, *_more(len(shown) - MAX_ROWS, "comparisons")]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_llmbench.core.metrics import METRICS, format_quantity
 from pytest_llmbench.core.recommendations import Advice
 from pytest_llmbench.core.records import FLAGS, CellRecord, MetricComparison
-from pytest_llmbench.core.thresholds import explain
+from pytest_llmbench.core.thresholds import explain, explain_comparison
 from pytest_llmbench.core.use_cases import OVERALL
 from pytest_llmbench.reports.columns import by_profile, columns_of
 from pytest_llmbench.reports.conclusions import conclusions
@@ -185,7 +185,7 @@ def _baseline(page: _Page, records: Sequence[CellRecord], verbosity: int) -> Non
     for record in records if verbosity > 0 else ():
         for one in record.comparisons:
             if one.verdict != "regressed":
-                page.say(f"{_name(record)}: {one.metric}: {one.verdict.replace('_', ' ')}: {one.message}", indent=2)
+                page.say(f"{_name(record)}: {explain_comparison(one)}", indent=2)
     page.say("")
 
 
