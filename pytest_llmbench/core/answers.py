@@ -19,7 +19,7 @@ from pytest_llmbench.core.measured import (
     said,
     subject,
 )
-from pytest_llmbench.core.ranking import SAME_MEMORY, UNKNOWN, Score, overlap, places, scores
+from pytest_llmbench.core.ranking import ALIKE, SAME_MEMORY, UNKNOWN, Score, overlap, places, scores
 from pytest_llmbench.core.ratings import interpret
 from pytest_llmbench.core.recommendations import Advice, Candidate, Figure
 from pytest_llmbench.core.records import CellRecord
@@ -153,7 +153,8 @@ def sentence(found: Answer) -> str:
         return f"Nothing that was measured is fit: {nearest_miss(found)}."
     rating = best.fitness.usability
     if best.fitness.mark == "⚠":
-        return f"{best.name}, with reservations ({numbers(best, found)}): {best.fitness.reservations[0]}."
+        against = best.fitness.reservations[0]
+        return f"{best.name}, with reservations ({numbers(best, found, besides=against)}): {against}."
     return f"{best.name}: {f'{rating}, ' if rating else ''}{numbers(best, found)}."
 
 
@@ -165,9 +166,14 @@ def nearest_miss(found: Answer) -> str:
     return f"the nearest is {nearest.name}" + (f": {why[0]}" if why else "")
 
 
-def numbers(one: Contender, found: Answer) -> str:
-    """The figures without their intervals: ``18.2 tokens/s, first token after 2.1 s; 5.8 GB of memory``."""
-    return _joined([replace(each, text=said(each.metric, each.value)) for each in _figures(one.measured, found)])
+def numbers(one: Contender, found: Answer, *, besides: str = "") -> str:
+    """The figures without their intervals: ``18.2 tokens/s, first token after 2.1 s; 5.8 GB of memory``.
+
+    Args:
+        besides: a sentence beside them, whose figures need not be said again.
+    """
+    figures = [replace(each, text=said(each.metric, each.value)) for each in _figures(one.measured, found)]
+    return _joined([each for each in figures if each.text not in besides])
 
 
 def _joined(figures: Sequence[Figure]) -> str:
@@ -243,7 +249,7 @@ def _frugal(found: Answer) -> list[str]:
         one
         for one in ahead
         if ours is not None
-        and one.score.value > first.score.value
+        and first.score.value < one.score.value <= first.score.value * ALIKE
         and ours < SAME_MEMORY * (one.measured.value(MEMORY, found.profiles) or 0)
     ]
     if not more:

@@ -54,6 +54,7 @@ __all__ = [
 RECOMMENDED_LOADS = 3
 # Of values without samples nothing is known of their noise: only a change beyond so many limits is one.
 LIMITS_BEYOND_DOUBT = 2
+_MANY_LOADS = 20  # in each run; nobody waits for more
 
 # What says nothing of its own about a change, and so would only make the others harder to tell, and why.
 NOT_COMPARED: dict[str, str] = {
@@ -334,6 +335,9 @@ def _needed(contrast: Contrast, limit_percent: float, comparisons: int, can_repe
     if not can_repeat:
         return f"{differ}, so a change by {told_percent(spread, contrast.loads, comparisons):.0f} % is told"
     loads = max(needed_loads(spread, limit_percent, comparisons), min(contrast.loads) + 1)
+    if loads > _MANY_LOADS:
+        told = told_percent(spread, contrast.loads, comparisons)
+        return f"{differ}, so a change by {told:.0f} % is told: a quieter machine would help more than further loads"
     return f"{differ}; measurement.loads: {loads} in both runs would tell"
 
 

@@ -31,8 +31,8 @@ def test_shipped_configuration_uses_nothing_that_has_no_effect() -> None:
 def test_shipped_configuration_states_the_defaults() -> None:
     shipped = validate(Config, load_yaml(ROOT / "configs" / "config.yaml", "config.yaml"))
     differs = {name for name in Config.model_fields if getattr(shipped, name) != getattr(Config(), name)}
-    # thresholds repeat what the profiles default to; the file says so of the other.
-    assert differs == {"output", "thresholds"}
+    # They repeat what the profiles default to.
+    assert differs == {"thresholds"}
 
 
 @pytest.mark.parametrize("heading", ["Quick start", "Tests"])

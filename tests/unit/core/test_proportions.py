@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from pytest_llmbench.core.proportions import mcnemar_p, wilson
 from pytest_llmbench.core.statistics import Interval
@@ -73,3 +74,10 @@ def test_mcnemar_in_known_cases(first: int, second: int, p: float) -> None:
 def test_mcnemar_refuses_what_are_no_counts() -> None:
     with pytest.raises(ValueError, match="3 and -1 are no counts"):
         mcnemar_p(3, -1)
+
+
+@given(st.integers(0, 700), st.integers(0, 700))
+def test_mcnemar_is_the_exact_binomial_test(only_first: int, only_second: int) -> None:
+    n = only_first + only_second
+    expected = float(binomtest(only_first, n).pvalue) if n else 1.0
+    assert mcnemar_p(only_first, only_second) == pytest.approx(expected, rel=1e-9)
