@@ -15,7 +15,6 @@ from pytest_llmbench.reports.html_subjects import Subject
 from pytest_llmbench.reports.html_text import (
     amount,
     date_words,
-    duration_words,
     interval,
     lines_shown,
     metric_words,
@@ -24,6 +23,7 @@ from pytest_llmbench.reports.html_text import (
     shown,
 )
 from pytest_llmbench.reports.html_views import Depth, Detail, Grid, MetricLine, ThresholdLine
+from pytest_llmbench.reports.plan import duration
 
 _MOST_METRICS, _MOST_LINES, _MOST_COLUMNS = 60, 20, 12
 _MOST_MESSAGE = 1500
@@ -142,7 +142,7 @@ def _facts(record: CellRecord) -> Iterator[tuple[str, str]]:
     phases = ", ".join(
         f"{shown(name, 40)} {seconds:.1f} s" for name, seconds in list(record.phases_seconds.items())[:12]
     )
-    yield "took", duration_words(record.duration_seconds) + (f" ({phases})" if phases else "")
+    yield "took", duration(record.duration_seconds) + (f" ({phases})" if phases else "")
     yield "began", date_words(record.started_at)
     yield "node id", shown(record.nodeid, 200)
 

@@ -13,8 +13,9 @@ from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.reports.columns import by_profile
 from pytest_llmbench.reports.html_appendix import redacted
 from pytest_llmbench.reports.html_subjects import Subject
-from pytest_llmbench.reports.html_text import count_words, date_words, duration_words, listed, moment_of, shown
+from pytest_llmbench.reports.html_text import count_words, date_words, listed, moment_of, shown
 from pytest_llmbench.reports.html_views import MARKS
+from pytest_llmbench.reports.plan import duration
 from pytest_llmbench.reports.remarks import remarks
 from pytest_llmbench.reports.run_data import RunData
 
@@ -183,10 +184,10 @@ def _facts(run: RunData, measured: Sequence[Subject], hardware: Mapping[str, Any
 
 def _duration(run: RunData) -> str:
     began, ended = moment_of(run.description.get("started_at")), moment_of(run.description.get("finished_at"))
-    cells = duration_words(sum(record.duration_seconds for record in run.records))
+    cells = duration(sum(record.duration_seconds for record in run.records))
     if began is None or ended is None or ended < began:
         return f"{cells} for all cells" if run.records else ""
-    whole = duration_words((ended - began).total_seconds())
+    whole = duration((ended - began).total_seconds())
     return whole if whole == cells else f"{whole}, of which cells {cells}"
 
 

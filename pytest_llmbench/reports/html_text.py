@@ -132,16 +132,6 @@ def moment_of(text: object) -> datetime | None:
         return None
 
 
-def duration_words(seconds: float) -> str:
-    """``42 s``, ``8 min 14 s`` or ``3 h 05 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
-
-
 def count_words(count: int, what: str) -> str:
     """``1 cell``, ``2 cells``."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

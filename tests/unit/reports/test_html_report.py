@@ -19,7 +19,7 @@ from pytest_llmbench.core.recommendations import Advice, Candidate, Figure, Reco
 from pytest_llmbench.core.records import CellRecord, MetricComparison, MetricValue, ModelFile, Reason, to_line
 from pytest_llmbench.reports.html_appendix import HIDDEN, redacted
 from pytest_llmbench.reports.html_report import MOST_BYTES, TEMPLATES, render, write_html
-from pytest_llmbench.reports.html_text import amount, date_words, duration_words, metric_words, number, shown
+from pytest_llmbench.reports.html_text import amount, date_words, metric_words, number, shown
 from pytest_llmbench.reports.run_data import RunData
 from tests.unit.factories import broken_record, cell_record
 from tests.unit.reports.hostile import HOSTILE
@@ -410,7 +410,6 @@ def test_numbers_and_words() -> None:
     assert [number(value) for value in (None, True, 4.0, 0.000123456, 32768, "x")] == [
         *("–", "yes", "4", "0.0001235", "32,768", "x"),
     ]
-    assert [duration_words(seconds) for seconds in (3.4, 494, 11_100)] == ["3 s", "8 min 14 s", "3 h 05 min"]
     assert date_words("2026-01-31T23:59:59Z") == "31 January 2026, 23:59 UTC"
     assert date_words("some time") == "some time"
     assert shown("a" * 100, 10) == "a" * 9 + "…"
