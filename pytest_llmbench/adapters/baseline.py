@@ -12,8 +12,9 @@ import pytest
 
 from pytest_llmbench.adapters.blank import blank_record
 from pytest_llmbench.adapters.cell_run import CellRun
+from pytest_llmbench.adapters.resume import EarlierRun
 from pytest_llmbench.adapters.state import SUITE_KEY, Suite
-from pytest_llmbench.core.baseline import Baseline, BaselineCell, baseline_cell, baseline_from, baseline_text
+from pytest_llmbench.core.baseline import Baseline, baseline_cell, baseline_from, baseline_text
 from pytest_llmbench.core.cell_comparison import CellComparison, comparable_count, judged_cell
 from pytest_llmbench.core.environment import differences, environment_of
 from pytest_llmbench.core.records import CellRecord
@@ -33,29 +34,32 @@ class BaselineCheck:
     Attributes:
         limit_percent: how much worse counts.
         stored: earlier runs of this host beside it: they tell how much loads differ.
-        comparisons: how many tests this session makes. A cell is judged before the next is measured, so each test gets
+        comparisons: how many tests this run makes. A cell is judged before the next is measured, so each test gets
             its share of the 5 % by which all of them together may be wrong.
+        nodeids: of all cells of this run.
     """
 
     baseline: Baseline
     limit_percent: float
     stored: list[Baseline] = field(default_factory=list)
     comparisons: int = 0
+    nodeids: frozenset[str] = frozenset()
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """What was asked for: another one makes another run of it."""
+        return {"run_id": self.baseline.run_id, "max_regression_percent": self.limit_percent}
 
     @cached_property
     def _spreads(self) -> Spreads:
         return Spreads((self.baseline,), self.stored)
 
-    def cell_of(self, nodeid: str) -> BaselineCell | None:
-        """The cell as it was measured then; None where it was not."""
-        return next((cell for cell in self.baseline.cells if cell.nodeid == nodeid and cell.is_measured), None)
-
     def compare(self, record: CellRecord, environment: Mapping[str, Any]) -> CellComparison | None:
         """A measured cell beside the same of the baseline; None where that has none."""
-        old = self.cell_of(record.nodeid)
-        if old is None:
-            return None
         new = baseline_cell(record, environment)
+        old = self.baseline.counterpart(new, self.nodeids)
+        if old is None or not old.is_measured:
+            return None
         return judged_cell(old, new, self._spreads, self.limit_percent, self.comparisons)
 
 
@@ -80,16 +84,35 @@ def read_check(
     return BaselineCheck(baseline, limit_percent, stored_baselines(output, host(), {baseline.run_id}))
 
 
+def refuse_itself(check: BaselineCheck, earlier: EarlierRun) -> None:
+    """A run that goes on is the latest, and of the cells that are left it can tell nothing.
+
+    Raises:
+        ConfigError: it is its own baseline.
+    """
+    if check.baseline.run_id == earlier.path.name:
+        before = earlier.description.get("baseline")
+        told = f"; it was begun with --llmbench-baseline {before.get('run_id')}" if isinstance(before, Mapping) else ""
+        raise ConfigError(f"run {earlier.path.name} can not be its own --llmbench-baseline{told}")
+
+
 def ship(node: Any, suite: Suite) -> None:
-    """Controller: give the baseline to a worker."""
-    node.workerinput[_SHIPPED] = baseline_text(suite.baseline.baseline) if suite.baseline is not None else None
+    """Controller: give the baseline to a worker, and what the stored runs tell, which lie on this disk."""
+    node.workerinput[_SHIPPED] = None
+    if suite.baseline is not None:
+        told = suite.baseline.baseline
+        spreads = [*told.spreads, *Spreads((), suite.baseline.stored).saved(suite.host)]
+        newest = {(one.profile, one.metric, one.host): one for one in spreads}
+        node.workerinput[_SHIPPED] = baseline_text(told.model_copy(update={"spreads": list(newest.values())}))
 
 
-def count_comparisons(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
-    """Know how many tests this session makes, as soon as it is known which cells it has."""
+def count_comparisons(config: pytest.Config, nodeids: Iterable[str]) -> None:
+    """Know how many tests this run makes, as soon as it is known which cells it has; of one that goes on, in all."""
     suite = config.stash.get(SUITE_KEY, None)
     if suite is not None and suite.baseline is not None:
-        suite.baseline.comparisons = comparable_count(suite.baseline.baseline, {item.nodeid for item in items})
+        before = suite.earlier.records if suite.earlier is not None else ()
+        suite.baseline.nodeids = frozenset({*nodeids, *before})
+        suite.baseline.comparisons = comparable_count(suite.baseline.baseline, suite.baseline.nodeids)
 
 
 def compare_cell(suite: Suite, run: CellRun, measurement: Measurement) -> CellComparison | None:
@@ -123,8 +146,7 @@ def about(suite: Suite, description: Mapping[str, Any]) -> dict[str, Any] | None
     baseline = suite.baseline.baseline
     found = differences(baseline.environment, environment_of(description))
     return {
-        "run_id": baseline.run_id,
-        "max_regression_percent": suite.baseline.limit_percent,
+        **suite.baseline.choice,
         "comparisons": suite.baseline.comparisons,
         "differences": [f"{one.kind}: {one.sentence}" for one in found],
     }

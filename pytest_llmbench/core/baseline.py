@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
@@ -137,10 +137,15 @@ class Baseline(Record):
     spreads: list[BaselineSpread] = Field(default_factory=list)
     cells: list[BaselineCell] = Field(default_factory=list)
 
-    def counterpart(self, cell: BaselineCell) -> BaselineCell | None:
-        """The same cell here, wherever its test file lies; None where there is none."""
-        named = (one for one in self.cells if one.nodeid == cell.nodeid and one.key == cell.key)
-        return next(named, None) or next((one for one in self.cells if one.key == cell.key), None)
+    def counterpart(self, cell: BaselineCell, others: Collection[str] = ()) -> BaselineCell | None:
+        """The same cell here, wherever its test file lies; None where there is none.
+
+        Args:
+            others: node ids of the other run: a cell that is still where it was has not moved.
+        """
+        same = [one for one in self.cells if one.key == cell.key]
+        named = (one for one in same if one.nodeid == cell.nodeid)
+        return next(named, None) or next((one for one in same if one.nodeid not in others), None)
 
 
 def baseline_of(description: Mapping[str, Any], records: Iterable[CellRecord], run_id: str) -> Baseline:

@@ -107,9 +107,17 @@ def judged_cell(
 
 
 def comparable_count(baseline: Baseline, nodeids: Collection[str]) -> int:
-    """How many tests these cells make with a baseline at most: metrics that have samples or answers there."""
+    """How many tests these cells make with a baseline at most: metrics that have samples or answers there.
+
+    A cell whose file was moved counts, too.
+    """
     selected = set(nodeids)
-    cells = [cell for cell in baseline.cells if cell.nodeid in selected and cell.is_measured]
+    moved = {nodeid.partition("::")[2] for nodeid in selected - {cell.nodeid for cell in baseline.cells}}
+    cells = [
+        cell
+        for cell in baseline.cells
+        if cell.is_measured and (cell.nodeid in selected or cell.nodeid.partition("::")[2] in moved)
+    ]
     return sum(bool(metric.samples) or name == SCORE for cell in cells for name, metric in cell.metrics.items())
 
 

@@ -10,6 +10,7 @@ from pytest_llmbench.core.fitness import available_bytes
 from pytest_llmbench.core.measured import MEMORY, QUALITY, Measured, called, listed
 from pytest_llmbench.core.metrics import PROFILE_NAMES
 from pytest_llmbench.core.quantities import gigabytes
+from pytest_llmbench.core.records import CellRecord
 
 # What a quieter machine, or one set to its full speed, would mend.
 _DISTURBED = {
@@ -20,12 +21,17 @@ _DISTURBED = {
 }
 # A model this much larger would still fit, with room for its context.
 _ROOM_FOR_LARGER = 2.5
+_NOT_TRIED = {"skipped", "blocked"}
 
 
-def next_steps(answers: Sequence[Answer], found: Sequence[Measured]) -> tuple[str, ...]:
-    """Sentences, the most useful first; none is said twice."""
+def next_steps(answers: Sequence[Answer], records: Sequence[CellRecord]) -> tuple[str, ...]:
+    """Sentences, the most useful first; none is said twice.
+
+    Args:
+        records: all of the run, for what was tried.
+    """
     steps = [*_quality(answers), *_not_run(answers), *_undecided(answers), *_disturbed(answers)]
-    steps += [*_tied(answers), *_smaller(answers), *_larger(answers, found)]
+    steps += [*_tied(answers), *_smaller(answers), *_larger(answers, records)]
     return tuple(dict.fromkeys(steps))
 
 
@@ -101,15 +107,21 @@ def _smaller(answers: Sequence[Answer]) -> list[str]:
     return steps
 
 
-def _larger(answers: Sequence[Answer], found: Sequence[Measured]) -> list[str]:
-    """Where the best is excellent by all limits and most of the memory is left: something larger may answer better."""
+def _larger(answers: Sequence[Answer], records: Sequence[CellRecord]) -> list[str]:
+    """Where the best is excellent by all limits and most of the memory is left: something larger may answer better.
+
+    Of main memory only: how much of a GPU's would be left is not known.
+    """
     for answer in answers:
         best = answer.best
         if best is None or any(cell.rating not in {"excellent", None} for cell in best.measured.of(answer.profiles)):
             continue
+        used = [cell.memory for cell in best.measured.of(answer.profiles) if cell.memory is not None]
+        if any(memory.device_bytes or memory.observed_device_bytes for memory in used):
+            continue
         memory, available = best.measured.value(MEMORY, answer.profiles), available_bytes(best.measured)
         size = best.measured.any_cell.model_size
-        tried = any(is_larger_model(one.any_cell.model_size, size) for one in found)
+        tried = any(is_larger_model(one.model_size, size) for one in records if one.status not in _NOT_TRIED)
         if memory and available and available > _ROOM_FOR_LARGER * memory * 1e9 and not tried:
             taken = f"{gigabytes(round(memory * 1e9))} of the {gigabytes(available)} that may be used"
             return [f"try a model larger than {size}: {best.name} has speed to spare and takes {taken}"]

@@ -33,7 +33,7 @@ def recommend(records: Sequence[CellRecord], use_cases: Sequence[UseCase]) -> Re
         headline=_headline(answers, found),
         advice=tuple(advice(one, names) for one in answers),
         points=points(found),
-        next=next_steps(answers, found),
+        next=next_steps(answers, records),
     )
 
 
@@ -45,7 +45,7 @@ def _headline(answers: Sequence[Answer], found: Sequence[Measured]) -> str:
     fit = [one for one in known if one.best is not None]
     main = next((one for one in reversed(fit) if one.use.name == OVERALL), fit[0] if fit else None)
     sentences = [_main(main)] if main is not None else []
-    sentences += ["It is the only one that was measured."] if main is not None and len(main.ranked) == 1 else []
+    sentences += ["It is the only one that was measured."] if main is not None and len(found) == 1 else []
     sentences += _others(main, [one for one in fit if one is not main])
     unfit = [one for one in known if one.best is None]
     if unfit and fit:
@@ -74,7 +74,8 @@ def _main(main: Answer) -> str:
     if best.fitness.mark == "✓":
         return f"Run {best.name} {use}: {numbers(best, main)}."
     against = best.fitness.reservations[0]
-    return f"The best that was measured {use} is {best.name}, with reservations: {against} ({numbers(best, main)})."
+    figures = numbers(best, main, besides=against)
+    return f"The best that was measured {use} is {best.name}, with reservations: {against} ({figures})."
 
 
 def _others(main: Answer | None, fit: Sequence[Answer]) -> list[str]:

@@ -141,12 +141,9 @@ def contrast(metric: str, old: Loads, new: Loads, stored: Spread | None = None) 
         old: samples by load; loads without samples do not count.
         stored: of other loads than these; None: nothing is known.
 
-    Returns:
-        A contrast of values where a sample is not positive and so has no logarithm.
-
     Raises:
-        ValueError: a side has no samples; nobody says in which direction the metric is better; as
-            :func:`~pytest_llmbench.core.statistics.as_array`.
+        ValueError: a side has no samples, or one that is not positive and so has no logarithm; nobody says in which
+            direction the metric is better; as :func:`~pytest_llmbench.core.statistics.as_array`.
     """
     sides = (filled(old), filled(new))
     if not all(sides):
@@ -155,7 +152,8 @@ def contrast(metric: str, old: Loads, new: Loads, stored: Spread | None = None) 
     before, after = (median([median(load) for load in side]) for side in sides)
     logs = tuple(log_medians(side) for side in sides)
     if logs[0] is None or logs[1] is None:
-        return contrast_values(metric, before, after)
+        msg = f"a sample of {metric} is 0 or less, so there is no ratio of it"
+        raise ValueError(msg)
     spread = _spread_of(sides, stored)
     n, m = len(logs[0]), len(logs[1])
     difference = math.fsum(logs[1]) / m - math.fsum(logs[0]) / n
@@ -334,11 +332,12 @@ def _needed(contrast: Contrast, limit_percent: float, comparisons: int, can_repe
     differ = f"loads differ by {100 * spread.log_sd:.1f} % here"
     if not can_repeat:
         return f"{differ}, so a change by {told_percent(spread, contrast.loads, comparisons):.0f} % is told"
-    loads = max(needed_loads(spread, limit_percent, comparisons), min(contrast.loads) + 1)
+    # One more than on average, because the next loads may differ more than these.
+    loads = max(needed_loads(spread, limit_percent, comparisons), min(contrast.loads)) + 1
     if loads > _MANY_LOADS:
         told = told_percent(spread, contrast.loads, comparisons)
         return f"{differ}, so a change by {told:.0f} % is told: a quieter machine would help more than further loads"
-    return f"{differ}; measurement.loads: {loads} in both runs would tell"
+    return f"{differ}; measurement.loads: {loads} in both runs should tell"
 
 
 def _needed_questions(contrast: Contrast, limit_percent: float) -> str:

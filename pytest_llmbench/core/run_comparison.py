@@ -68,7 +68,8 @@ class RunComparison(Record):
             f"{_cells(left_out)} could not be compared" if left_out and self.compared else "",
             f"{_cells(len(self.broken))} broke: {_list(one.name for one in self.broken)}" if self.broken else "",
         ]
-        return "; ".join(filter(None, parts))
+        itself = f"Both are run {self.new}, which tells nothing of a change. " if self.old == self.new else ""
+        return itself + "; ".join(filter(None, parts))
 
     def _nothing(self) -> str:
         if self.cells:
@@ -83,10 +84,17 @@ class RunComparison(Record):
             names = _list(f"{cell.name} ({', '.join(one.metric for one in found)})" for cell, found in worse)
             return f"{len(worse)} of {_cells(count)} became worse by more than {limit}: {names}"
         if open_:
+            if count == 1:
+                return (
+                    f"Whether the one cell that was compared became worse by more than {limit} can not be told: see what "
+                    "would be needed"
+                )
             return (
                 f"No evidence that any of {_cells(count)} became worse by more than {limit}, but in {open_} of them "
                 "that can not be told: see what would be needed"
             )
+        if count == 1:
+            return f"The one cell that was compared did not become worse by more than {limit}"
         return f"None of {_cells(count)} became worse by more than {limit}"
 
 

@@ -123,3 +123,4 @@ def test_of_a_cell_that_ran_twice_the_later_record_counts_and_another_path_is_th
     moved = run("b", measured(nodeid="test_interactive.py::test_interactive[tiny-Q4_1]")).cells[0]
     assert baseline.counterpart(moved) == baseline.cells[0]
     assert baseline.counterpart(run("b", measured("Q8_0")).cells[0]) is None
+    assert baseline.counterpart(moved, {measured().nodeid}) is None  # it is still there: the other is a new one

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_llmbench.core.measured import MEMORY, QUALITY
 from pytest_llmbench.core.recommend import recommend, use_cases_of
 from pytest_llmbench.core.recommendations import Recommendations
 from pytest_llmbench.core.records import CellRecord, MemoryRecord, Reason
 from pytest_llmbench.core.use_cases import UseCase
-from tests.unit.core.recommend_cases import GB, cell, named, of, places, too_large, unmeasured
+from tests.unit.core.recommend_cases import GB, cell, named, of, places, too_large, unmeasured, value
 
 USES = use_cases_of({})
 
@@ -52,6 +53,12 @@ def test_one_configuration_is_said_to_be_the_only_one_and_of_unknown_quality() -
     assert of(answer, "long_context").answer == "This run did not measure long_context, so it can not say."
     assert of(answer, "accuracy").answer == "This run did not measure quality, so it can not say."
     assert any('pytest -m "long_context or batch or quality"' in step for step in answer.next)
+
+
+def test_what_was_measured_of_another_use_only_is_no_reason_to_say_that_nothing_else_was_measured() -> None:
+    answer = found(chat("Q4"), exam("Q4", 90), chat("Q4", 40, model="small"))
+    assert [one.configuration for one in of(answer, "overall").ranked] == ["m Q4"]
+    assert "only one" not in answer.headline
 
 
 def test_where_nothing_is_fit_the_nearest_is_named_and_what_it_lacks() -> None:
@@ -264,6 +271,25 @@ def test_a_larger_model_is_proposed_where_speed_and_memory_are_left() -> None:
     assert proposal in found(small).next
     large = chat("Q4", 20, model="big").model_copy(update={"model_size": "7B"})
     assert proposal not in found(small, large).next
+    broken = unmeasured("interactive", "big", "Q4", "error", "crashed").model_copy(update={"model_size": "7B"})
+    assert proposal not in found(small, broken).next
+    on_a_gpu = small.model_copy(update={"memory": memory.model_copy(update={"device_bytes": 8 * GB})})
+    assert not any("larger" in step for step in found(on_a_gpu).next)
+
+
+def test_only_what_serves_as_well_is_said_to_be_put_behind_for_its_memory() -> None:
+    sizes = {"Q2": (90, 1), "Q3": (90, 1), "Q5": (94, 3), "Q6": (94, 3), "Q8": (96, 5)}
+    records = [
+        exam(quantization, percent).model_copy(
+            update={"metrics": {QUALITY: value(QUALITY, percent), MEMORY: value(MEMORY, memory)}, "rating": "good"}
+        )
+        for quantization, (percent, memory) in sizes.items()
+    ]
+    (advice,) = recommend(records, [UseCase("u", "U", ("quality",), {QUALITY: 1})]).advice
+    assert advice.ranked[0].configuration == "m Q2"
+    (remark,) = (one for one in advice.remarks if "put before" in one)
+    assert "m Q5 (3 GB of memory) and m Q6 (3 GB of memory): it serves as well within 5 %" in remark
+    assert "Q8" not in remark
 
 
 def test_names_are_passed_on_as_they_are() -> None:

@@ -71,6 +71,19 @@ def test_p_values_are_adjusted_over_all_that_is_tested_and_by_bonferroni_one_cel
     assert tested == pytest.approx([min(1, 6 * p) for p in raw[2:4]])
 
 
+def test_cells_whose_file_was_moved_make_tests_too() -> None:
+    old = _old()
+    moved = [cell.nodeid.replace("suites/", "suites/chat/") for cell in old.cells]
+    assert comparable_count(old, moved) == comparable_count(old, [cell.nodeid for cell in old.cells]) == 6
+    assert comparable_count(old, [old.cells[0].nodeid, moved[0]]) == 2
+
+
+def test_a_run_beside_itself_says_so() -> None:
+    found = compare(_old(), _old(), 5)
+    assert found.sentence.startswith("Both are run old, which tells nothing of a change. None of 3 cells ")
+    assert found.exit_status == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
