@@ -9,7 +9,7 @@ Hooks only, each a line or two into ``adapters``; nothing here runs in a folder 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import pytest
@@ -77,7 +77,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)  # before xdist's, which tells the controller what was collected
 def pytest_collection_finish(session: pytest.Session) -> None:
-    baseline.count_comparisons(session.config, session.items)
+    baseline.count_comparisons(session.config, [item.nodeid for item in session.items])
     workers.tell_groups(session.config, session.items)
 
 
@@ -138,6 +138,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     suite = config.stash.get(SUITE_KEY, None)
     return workers.scheduler(config, log, suite) if suite is not None else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
+    baseline.count_comparisons(node.config, ids)
 
 
 @pytest.hookimpl(optionalhook=True)

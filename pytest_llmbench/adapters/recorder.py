@@ -23,6 +23,7 @@ from pytest_llmbench.core.cell import Cell
 from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.errors import LlmbenchError, RecordError
 from pytest_llmbench.reports import write_reports
+from pytest_llmbench.reports.plain import plain
 from pytest_llmbench.reports.remarks import remarks
 from pytest_llmbench.reports.run_data import RunData
 from pytest_llmbench.runtime import host
@@ -184,7 +185,8 @@ class Recorder:
             self._description["selected_cells"] = max(
                 self._selected_cells + len(others), int(before.get("selected_cells") or 0)
             )
-            kept = ("started_at", "command_line", "calibration", "sensors")
+            kept = ["started_at", "command_line", "calibration", "sensors"]
+            kept += ["baseline"] if suite.baseline is None else []  # that of the cells that were compared before
             self._description |= {key: before[key] for key in kept if key in before}
         try:
             suite.folder.create(self._description)
@@ -284,8 +286,11 @@ class Recorder:
             suite.folder.describe(self._description)
             if not suite.config.output.include_logs:  # before the reports, which show them
                 shutil.rmtree(suite.folder.logs, ignore_errors=True)
-            write_reports(suite.folder.path, suite.config.output.formats)
-            append_job_summary(suite.folder.path)
+            try:
+                write_reports(suite.folder.path, suite.config.output.formats)
+            finally:
+                if "markdown" in suite.config.output.formats:
+                    append_job_summary(suite.folder.path)
         except (OSError, RecordError) as exc:
             tell(self._config, f"{exc}; the records are kept")
         reporter: pytest.TerminalReporter | None = self._config.pluginmanager.get_plugin("terminalreporter")
@@ -319,4 +324,4 @@ class Recorder:
         if self._nothing_measured:
             terminalreporter.line(NOTHING_MEASURED)
         for line in remarks(run):
-            terminalreporter.line(f"llmbench: {line}")
+            terminalreporter.line(f"llmbench: {plain(line)}")

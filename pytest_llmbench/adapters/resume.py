@@ -117,12 +117,14 @@ def compare(earlier: EarlierRun, now: Mapping[str, Any], *, anyway: bool) -> Non
     """Find what is another now than in the earlier run, and refuse it unless it is wanted.
 
     Args:
-        now: ``configuration``, ``models``, ``mode`` and ``host``, as in ``run.json``.
+        now: ``configuration``, ``models``, ``mode``, ``host`` and ``baseline``, as in ``run.json``.
 
     Raises:
         ConfigError: with every difference.
     """
     before = {key: earlier.description[key] for key in now if key in earlier.description}
+    if isinstance(baseline := earlier.description.get("baseline"), Mapping):
+        before["baseline"] = {key: baseline.get(key) for key in ("run_id", "max_regression_percent")}
     with suppress(ValueError, KeyError):  # keys that came later have their defaults
         before["configuration"] = Config.model_validate(before["configuration"], strict=False).model_dump(mode="json")
     earlier.differences = differences(before, now)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_llmbench.adapters import resume
-from pytest_llmbench.adapters.baseline import read_check
+from pytest_llmbench.adapters.baseline import read_check, refuse_itself
 from pytest_llmbench.adapters.blocking import AskedDecisions, Decisions, OwnDecisions
 from pytest_llmbench.adapters.channel import CHANNEL, Controller
 from pytest_llmbench.adapters.device import HeldDevice
@@ -124,6 +124,8 @@ def _take_up(suite: Suite, path: Path, *, anyway: bool) -> None:
     try:
         suite.folder.claim()
         suite.earlier = resume.read(path)
+        if suite.baseline is not None:
+            refuse_itself(suite.baseline, suite.earlier)
         resume.compare(suite.earlier, suite.description, anyway=anyway)
     except (RecordError, ConfigError) as exc:
         suite.folder.close()

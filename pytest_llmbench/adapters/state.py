@@ -210,6 +210,7 @@ class Suite:
             "configuration": self.config.model_dump(mode="json"),
             "models": self.models.model_dump(mode="json", exclude_defaults=True),
             "host": self.host,
+            **({"baseline": self.baseline.choice} if self.baseline is not None else {}),
         }
 
     def limits(self, cell: Cell) -> tuple[Limit, ...]:

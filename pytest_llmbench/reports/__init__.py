@@ -40,7 +40,8 @@ def write_reports(folder: Path, formats: Iterable[str]) -> list[Path]:
             logger.info("report %s of %s can not be written", name, folder, exc_info=exc)
             failed.append(_told(name, exc))
     if failed:
-        msg = f"these reports can not be written: {', '.join(failed)}; llmbench report {run.run_id} tries again"
+        again = f"llmbench report {folder.resolve().name} tries again"
+        msg = f"these reports can not be written: {', '.join(failed)}; {again}"
         raise RecordError(msg)
     return written
 

@@ -21,6 +21,7 @@ from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.records import FLAGS, CellRecord
 from pytest_llmbench.core.scores import COST_BENEFIT
 from pytest_llmbench.reports.grouping import ConfigurationCells, by_configuration
+from pytest_llmbench.reports.html_appendix import redacted
 from pytest_llmbench.reports.remarks import remarks
 from pytest_llmbench.reports.run_data import RunData
 
@@ -36,7 +37,10 @@ _SAID_ABOVE = {"schema_version", "run_id", "model", "quantization", "variant", "
 
 
 def write_json(run: RunData) -> Path:
-    """Write ``report.json`` into a run's folder: ASCII, finite numbers, texts cut at ``MAX_TEXT`` characters."""
+    """Write ``report.json`` into a run's folder: ASCII, finite numbers, texts cut at ``MAX_TEXT`` characters.
+
+    What could be a key or a password is left out.
+    """
     path = run.folder / "report.json"
     with path.open("w", encoding="ascii") as file:
         file.writelines(_pieces(run))
@@ -62,7 +66,7 @@ def _pieces(run: RunData) -> Iterator[str]:
 
 def _metadata(run: RunData) -> dict[str, Any]:
     """What ``run.json`` says, under the founding names where there are some; null where it does not say it."""
-    description, records = run.description, run.records
+    description, records = redacted(run.description), run.records
     hardware = description.get("hardware")
     machine = dict(hardware) if isinstance(hardware, Mapping) else {}
     memory_bytes = machine.get("memory_bytes")
@@ -116,6 +120,7 @@ def _result(one: ConfigurationCells) -> dict[str, Any]:
 def _cell(record: CellRecord) -> dict[str, Any]:
     """A cell's record; of its metrics plain numbers, and beside them what they are worth."""
     data = record.model_dump()
+    data |= {"settings": redacted(data["settings"]), "server": redacted(data["server"])}
     values = {name: metric.value for name, metric in record.metrics.items()}
     founding = {alias: values[name] for name, alias in _FOUNDING_NAMES.items() if name in values}
     own = {"metrics": founding | values, "metrics_detail": data["metrics"]}

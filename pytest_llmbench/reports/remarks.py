@@ -16,19 +16,22 @@ def remarks(run: RunData) -> list[str]:
             f"the run was cut short: {selected - len(records)} of {selected} cells have no record; "
             f"--llmbench-resume {run.run_id} finishes them"
         )
-    for resumed in description.get("resumed") or []:
-        if differences := resumed.get("differences"):
+    resumptions = description.get("resumed")
+    for resumed in resumptions if isinstance(resumptions, list) else ():
+        differences = resumed.get("differences") if isinstance(resumed, Mapping) else None
+        if differences and isinstance(differences, list):
             changes = "; ".join(map(str, differences))
             lines.append(f"resumed at {resumed.get('at')} with another configuration, so cells differ in: {changes}")
-    if isinstance(baseline := description.get("baseline"), Mapping):
-        lines += _about_the_baseline(baseline, is_compared=any(record.comparisons for record in records))
-    return lines
+    return lines + about_the_baseline(run)
 
 
-def _about_the_baseline(baseline: Mapping[str, object], *, is_compared: bool) -> list[str]:
+def about_the_baseline(run: RunData) -> list[str]:
     """That it has none of the cells, and in what its run was made otherwise."""
+    baseline = run.description.get("baseline")
+    if not isinstance(baseline, Mapping):
+        return []
     name = f"the baseline, run {baseline.get('run_id')},"
-    if not is_compared:
+    if not any(record.comparisons for record in run.records):
         return [f"{name} has none of the cells that were measured, so nothing was compared"]
     told = baseline.get("differences")
     return [f"{name} was made otherwise: {'; '.join(map(str, told))}"] if isinstance(told, list) and told else []

@@ -20,7 +20,8 @@ class RunData:
     """One run.
 
     Attributes:
-        folder: where its files are, and reports are written to. Nothing of its path but the run's id gets into one.
+        folder: where its files are, and reports are written to. Nothing of its path gets into one, but of a run that
+            tells no id, its name.
         description: ``run.json``; empty where it can not be read.
         records: of its cells, as they were recorded.
     """
@@ -36,7 +37,9 @@ class RunData:
 
     @property
     def run_id(self) -> str:
-        return self.folder.resolve().name
+        """As it was given; a folder may have another name by now, such as that of an artefact of a CI job."""
+        told = self.description.get("run_id")
+        return told if isinstance(told, str) and told else self.folder.resolve().name
 
     @cached_property
     def recommendations(self) -> Recommendations:

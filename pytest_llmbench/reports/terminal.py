@@ -16,6 +16,7 @@ from pytest_llmbench.core.use_cases import OVERALL
 from pytest_llmbench.reports.columns import by_profile, columns_of
 from pytest_llmbench.reports.conclusions import conclusions
 from pytest_llmbench.reports.plain import plain
+from pytest_llmbench.reports.remarks import about_the_baseline
 from pytest_llmbench.reports.run_data import RunData
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ _MOST_OF_A_NAME = 200
 _PROBLEMS = ("failed", "error", "invalid")
 _FIRST = {status: place for place, status in enumerate((*_PROBLEMS, "passed", "blocked", "skipped"))}
 _LEAST_WIDTH = 40
+_NARROW = 60  # below, a table has one metric and no rating: with more, no room is left for the model's name
 
 
 def render(run: RunData, *, width: int, colour: bool, verbosity: int = 0, wrapped: bool = True) -> list[str]:
@@ -59,7 +61,7 @@ def render(run: RunData, *, width: int, colour: bool, verbosity: int = 0, wrappe
         _tell_problems(page, run.records)
         return page.lines()
     _answer(page, run, verbosity)
-    _baseline(page, run.records, verbosity)
+    _baseline(page, run, verbosity)
     if not run.records:
         return page.lines()
     _tables(page, run.records, verbosity)
@@ -173,10 +175,16 @@ def _regressed(records: Iterable[CellRecord]) -> list[tuple[CellRecord, MetricCo
     return [(record, one) for record in records for one in record.comparisons if one.verdict == "regressed"]
 
 
-def _baseline(page: _Page, records: Sequence[CellRecord], verbosity: int) -> None:
+def _baseline(page: _Page, run: RunData, verbosity: int) -> None:
     """What became worse than in the run that this one was compared with, and how much was looked at."""
+    records = run.records
+    told = about_the_baseline(run) if records else []
+    for sentence in told:
+        page.say(sentence, style="yellow")
     counts = Counter(one.verdict.replace("_", " ") for record in records for one in record.comparisons)
     if not counts:
+        if told:
+            page.say("")
         return
     listed = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items(), key=lambda pair: -pair[1]))
     page.say(f"compared with the baseline: {listed}", style="bold")
@@ -206,7 +214,7 @@ def _tables(page: _Page, records: Sequence[CellRecord], verbosity: int) -> None:
             if number:
                 page.say("")
             page.say(profile, style="bold")
-        page.show(_table(profile, group))
+        page.show(_table(profile, group, is_narrow=page.console.width < _NARROW))
     if is_cut:
         page.say(f"… and {len(records) - MAX_ROWS} more cells; -v shows them, results.csv has them")
 
@@ -215,16 +223,16 @@ def _problems_first(records: Sequence[CellRecord]) -> list[CellRecord]:
     return sorted(records, key=lambda record: _FIRST[record.status])
 
 
-def _table(profile: str, records: Sequence[CellRecord]) -> Table:
+def _table(profile: str, records: Sequence[CellRecord], *, is_narrow: bool) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table, columns = Table(box=None, pad_edge=False), columns_of(profile, records)
+    table, columns = Table(box=None, pad_edge=False), columns_of(profile, records)[: 1 if is_narrow else None]
     table.add_column("model", overflow="fold")
     table.add_column("quant", no_wrap=True)
     for _, title in columns:
         table.add_column(title, justify="right", no_wrap=True)
-    is_rated = any(record.rating for record in records)
+    is_rated = not is_narrow and any(record.rating for record in records)
     for title in ("rating", "status") if is_rated else ("status",):
         table.add_column(title, no_wrap=True)
     for record in records:

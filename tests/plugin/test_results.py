@@ -379,3 +379,17 @@ def full_disk(monkeypatch):
         raise RecordError("cells.jsonl can not be written: No space left on device; free some space")
     monkeypatch.setattr(RunFolder, "append_cell", refuse)
 """
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_the_job_summary_is_written_though_another_report_fails(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, is_wanted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(bench.path / "page.md"))
+    monkeypatch.setitem(WRITERS, "csv", lambda run: run.folder / "nowhere" / str(1 // 0))
+    bench.config["output"]["formats"] = ["csv", "markdown"] if is_wanted else ["csv"]
+    result = bench.run("suites/")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["*these reports can not be written: csv (ZeroDivisionError*; the records are kept"])
+    assert (bench.path / "page.md").exists() == is_wanted
+    assert "the job summary" not in caplog.text

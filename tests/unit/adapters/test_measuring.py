@@ -178,7 +178,7 @@ def test_what_every_cell_knows_is_added_but_not_over_what_the_profile_found() ->
 def test_tokens_of_all_answers_are_known_only_where_all_were_counted(
     answers: list[tuple[bool, int | None]], tokens: int | None
 ) -> None:
-    suite: Any = SimpleNamespace(limits=lambda cell: (), file_line=lambda stream, record: None)
+    suite: Any = SimpleNamespace(limits=lambda cell: (), file_line=lambda stream, record: None, on_request=bool)
     run = CellRun(CELL, "n", "2026-01-31T23:59:59Z", 0.0)
     llm: Any = LLM(suite, run)
     for ok, count in answers:

@@ -12,7 +12,15 @@ import jsonschema
 import pytest
 
 from pytest_llmbench.core.recommendations import Advice, Candidate, Figure, Point, Recommendations
-from pytest_llmbench.core.records import CellRecord, MemoryRecord, MetricComparison, MetricValue, ModelFile, Reason
+from pytest_llmbench.core.records import (
+    CellRecord,
+    MemoryRecord,
+    MetricComparison,
+    MetricValue,
+    ModelFile,
+    Reason,
+    ServerInfo,
+)
 from pytest_llmbench.reports import json_report
 from pytest_llmbench.reports.json_report import MAX_TEXT, schema, write_json
 from pytest_llmbench.reports.run_data import RunData
@@ -303,3 +311,16 @@ def test_reading_the_records_again_gives_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "cells.jsonl").write_text("".join(to_line(record) + "\n" for record in records))
     first = write_json(run_of(tmp_path, records)).read_bytes()
     assert write_json(RunData.read(tmp_path)).read_bytes() == first
+
+
+def test_keys_and_passwords_are_left_out(tmp_path: Path) -> None:
+    description = {
+        "command_line": ["pytest", "--token", "s3cret", "--api-key=s3cret", "http://me:s3cret@127.0.0.1"],
+        "configuration": {"llama_cpp": {"extra_args": ["--api-key", "s3cret", "--mlock"]}},
+    }
+    (tmp_path / "run.json").write_text(json.dumps(description))
+    args = {"extra_args": "--hf-token s3cret --mlock"}
+    record = cell_record(settings=args, server=ServerInfo(kind="llama_cpp", args=args))
+    text = write_json(run_of(tmp_path, [record])).read_text()
+    assert "s3cret" not in text
+    assert "--mlock" in text

@@ -36,7 +36,13 @@ def test_a_whole_run_needs_no_remark(tmp_path: Path) -> None:
     assert remarks(run_of(describe(tmp_path))) == []
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"selected_cells": "many", "resumed": null}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{", '{"selected_cells": "many", "resumed": null}'),
+        *('{"resumed": 5}', '{"resumed": [5, {"differences": 5}]}'),
+    ],
+)
 def test_a_description_that_tells_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     assert remarks(run_of(tmp_path)) == []

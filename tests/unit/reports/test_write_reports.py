@@ -44,3 +44,10 @@ def test_one_that_fails_takes_no_other_with_it(folder: Path, monkeypatch: pytest
     (folder / "summary.md").mkdir()
     with pytest.raises(RecordError, match=r"summary\.md \(Is a directory\)"):
         reports.write_reports(folder, ["markdown"])
+
+
+def test_a_folder_that_was_moved_is_still_the_same_run(folder: Path) -> None:
+    first = {path.name: path.read_bytes() for path in reports.write_reports(folder, reports.WRITERS)}
+    moved = folder.rename(folder.parent / "artefact")
+    assert {path.name: path.read_bytes() for path in reports.write_reports(moved, reports.WRITERS)} == first
+    assert RunData.read(moved).run_id == "run-1"
