@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from pytest_llmbench.core.environment import Environment, environment_of, gpus_of
 from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.records import CellRecord, Finite, Record, Status
+from pytest_llmbench.core.redaction import redacted
 from pytest_llmbench.core.regression import NOT_COMPARED
 from pytest_llmbench.core.resuming import last_of_each
 from pytest_llmbench.core.statistics import LARGEST
@@ -178,7 +179,7 @@ def baseline_cell(record: CellRecord, environment: Environment) -> BaselineCell:
         host=record.host,
         device=record.device,
         gpus=gpus_of(environment, record.host) if record.device not in (None, "cpu") else None,
-        settings={**record.settings, **server.args, **context},
+        settings=redacted({**record.settings, **server.args, **context}),
         server_version=server.version,
         file_sha256=file.sha256 if file is not None else None,
         file_bytes=file.size_bytes if file is not None else None,

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pytest_llmbench.core.records import Record
+from pytest_llmbench.core.redaction import redacted
 from pytest_llmbench.errors import Primitive
 
 Kind = Literal["incomparable", "doubtful", "changed"]
@@ -90,7 +91,7 @@ def environment_of(description: Mapping[str, Any]) -> dict[str, Primitive]:
     Of the configuration, what no number depends on is left out.
     """
     hardware, calibration = _part(description, "hardware"), _part(description, "calibration")
-    configuration = _part(description, "configuration")
+    configuration = redacted(_part(description, "configuration"))
     servers, memory_bytes = description.get("servers"), hardware.get("memory_bytes")
     found: dict[str, Primitive] = {
         **_leaves({key: hardware[key] for key in hardware if key != "memory_bytes"}, "hardware"),

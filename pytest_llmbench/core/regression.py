@@ -278,9 +278,15 @@ def _verdict(contrast: Contrast, limit_percent: float, adjusted_p: float | None)
         if abs(worse) > LIMITS_BEYOND_DOUBT * limit_percent:
             return "regressed" if worse > 0 else "improved"
         return "unchanged" if worse <= limit_percent else "inconclusive"
-    if adjusted_p is not None and adjusted_p < SIGNIFICANCE and abs(worse) > limit_percent:
+    if adjusted_p is not None and adjusted_p < SIGNIFICANCE and abs(worse) > limit_percent and _is_clear(contrast):
         return "regressed" if worse > 0 else "improved"
     return "unchanged" if worst is not None and worst <= limit_percent else "inconclusive"
+
+
+def _is_clear(contrast: Contrast) -> bool:
+    """Whether the interval, which knows more than the test does, leaves no doubt of the direction."""
+    best, worst = contrast.best_percent, contrast.worst_percent
+    return best is None or worst is None or best > 0 or worst < 0
 
 
 def _message(contrast: Contrast, verdict: Change, limit_percent: float, adjusted_p: float | None) -> str:

@@ -86,8 +86,8 @@ class RunComparison(Record):
         if open_:
             if count == 1:
                 return (
-                    f"Whether the one cell that was compared became worse by more than {limit} can not be told: see what "
-                    "would be needed"
+                    f"Whether the one cell that was compared became worse by more than {limit} can not be told: "
+                    "see what would be needed"
                 )
             return (
                 f"No evidence that any of {_cells(count)} became worse by more than {limit}, but in {open_} of them "

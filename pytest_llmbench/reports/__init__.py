@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pytest_llmbench.errors import RecordError
 from pytest_llmbench.reports.csv_table import write_csv
+from pytest_llmbench.reports.files import PARTIAL
 from pytest_llmbench.reports.html_report import write_html
 from pytest_llmbench.reports.json_report import write_json
 from pytest_llmbench.reports.markdown import write_markdown
@@ -48,5 +49,5 @@ def write_reports(folder: Path, formats: Iterable[str]) -> list[Path]:
 
 def _told(name: str, exc: Exception) -> str:
     if isinstance(exc, OSError) and exc.filename is not None:
-        return f"{Path(exc.filename).name} ({exc.strerror})"
+        return f"{Path(exc.filename).name.removeprefix('.').removesuffix(PARTIAL)} ({exc.strerror})"
     return f"{name} ({type(exc).__name__}: {exc})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -181,7 +182,7 @@ def draw_rows(prefix: str, name: str, x: Axis, rows: Sequence[Row]) -> Drawing:
 @contextmanager
 def _sheet(height: int, left: int, top: int = _TOP) -> Iterator[_Sheet]:
     """An empty chart. Whatever a user has set for matplotlib does not count here, and is as it was afterwards."""
-    with _silence("matplotlib"):  # on its first use it tells of the fonts it looks for, in the middle of a run's output
+    with _silence("matplotlib"), _unset("MPLBACKEND", "MATPLOTLIBRC"):
         import matplotlib as mpl
         from matplotlib.figure import Figure
 
@@ -200,11 +201,21 @@ def _sheet(height: int, left: int, top: int = _TOP) -> Iterator[_Sheet]:
 
 
 @contextmanager
+def _unset(*names: str) -> Iterator[None]:
+    """Without these variables: one that names no backend would end the import."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+@contextmanager
 def _silence(logger_name: str) -> Iterator[None]:
-    """Let a logger tell nothing but errors."""
+    """Let a logger tell nothing: not of fonts, of a cache it can not write, or of mistakes in settings that we undo."""
     logger = logging.getLogger(logger_name)
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:

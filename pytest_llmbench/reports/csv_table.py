@@ -15,6 +15,7 @@ from pytest_llmbench.core.metrics import METRICS, PROFILE_NAMES
 from pytest_llmbench.core.records import CellRecord, MetricValue
 from pytest_llmbench.core.scores import COST_BENEFIT
 from pytest_llmbench.reports.columns import columns_of
+from pytest_llmbench.reports.files import replaced
 from pytest_llmbench.reports.grouping import ConfigurationCells, by_configuration
 from pytest_llmbench.reports.plain import plain
 from pytest_llmbench.reports.run_data import RunData
@@ -43,7 +44,7 @@ def write_csv(run: RunData) -> Path:
     known = [*FOUNDING_COLUMNS, "variant", "predicted_memory_gb", *_of_profiles(run.records), COST_BENEFIT]
     columns = list(dict.fromkeys(known))
     path = run.folder / "results.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replaced(path) as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows([row.get(column, "") for column in columns] for row in rows)

@@ -10,8 +10,8 @@ from typing import Any
 from pytest_llmbench.core.quantities import gigabytes
 from pytest_llmbench.core.recommendations import Advice, Candidate
 from pytest_llmbench.core.records import CellRecord
+from pytest_llmbench.core.redaction import redacted
 from pytest_llmbench.reports.columns import by_profile
-from pytest_llmbench.reports.html_appendix import redacted
 from pytest_llmbench.reports.html_subjects import Subject
 from pytest_llmbench.reports.html_text import count_words, date_words, listed, moment_of, shown
 from pytest_llmbench.reports.html_views import MARKS

@@ -15,6 +15,7 @@ from pytest_llmbench.core.records import CellRecord
 from pytest_llmbench.reports import charts_of_models, charts_of_samples, html_appendix
 from pytest_llmbench.reports.charts_views import ChartView
 from pytest_llmbench.reports.conclusions import comparisons
+from pytest_llmbench.reports.files import replaced
 from pytest_llmbench.reports.html_details import comparison_grid, detail
 from pytest_llmbench.reports.html_overview import overview, summary
 from pytest_llmbench.reports.html_results import heat_maps, result_tables
@@ -55,7 +56,8 @@ def write_html(run: RunData) -> Path:
         OSError: the disk refuses.
     """
     path = run.folder / "report.html"
-    path.write_text(render(run), encoding="utf-8", errors="replace", newline="\n")
+    with replaced(path) as file:
+        file.write(render(run))
     return path
 
 

@@ -19,9 +19,10 @@ from typing import Any
 
 from pytest_llmbench.core.metrics import METRICS
 from pytest_llmbench.core.records import FLAGS, CellRecord
+from pytest_llmbench.core.redaction import redacted
 from pytest_llmbench.core.scores import COST_BENEFIT
+from pytest_llmbench.reports.files import replaced
 from pytest_llmbench.reports.grouping import ConfigurationCells, by_configuration
-from pytest_llmbench.reports.html_appendix import redacted
 from pytest_llmbench.reports.remarks import remarks
 from pytest_llmbench.reports.run_data import RunData
 
@@ -42,7 +43,7 @@ def write_json(run: RunData) -> Path:
     What could be a key or a password is left out.
     """
     path = run.folder / "report.json"
-    with path.open("w", encoding="ascii") as file:
+    with replaced(path, "ascii") as file:
         file.writelines(_pieces(run))
     return path
 

@@ -12,6 +12,7 @@ from pytest_llmbench.core.recommendations import Advice, Candidate
 from pytest_llmbench.core.records import FLAGS, CellRecord, Change, MemoryRecord
 from pytest_llmbench.core.thresholds import explain, explain_comparison
 from pytest_llmbench.reports.columns import by_profile, columns_of
+from pytest_llmbench.reports.files import replaced
 from pytest_llmbench.reports.plain import markdown_text
 from pytest_llmbench.reports.remarks import remarks
 from pytest_llmbench.reports.run_data import RunData
@@ -27,7 +28,8 @@ _CHANGES: tuple[Change, ...] = ("regressed", "inconclusive", "improved", "not_co
 def write_markdown(run: RunData) -> Path:
     """Write ``summary.md`` into a run's folder."""
     path = run.folder / "summary.md"
-    path.write_text(render(run), encoding="utf-8", errors="replace")
+    with replaced(path) as file:
+        file.write(render(run))
     return path
 
 

@@ -16,7 +16,6 @@ from pytest_llmbench.core.use_cases import OVERALL
 from pytest_llmbench.reports.columns import by_profile, columns_of
 from pytest_llmbench.reports.conclusions import conclusions
 from pytest_llmbench.reports.plain import plain
-from pytest_llmbench.reports.remarks import about_the_baseline
 from pytest_llmbench.reports.run_data import RunData
 
 if TYPE_CHECKING:
@@ -178,13 +177,8 @@ def _regressed(records: Iterable[CellRecord]) -> list[tuple[CellRecord, MetricCo
 def _baseline(page: _Page, run: RunData, verbosity: int) -> None:
     """What became worse than in the run that this one was compared with, and how much was looked at."""
     records = run.records
-    told = about_the_baseline(run) if records else []
-    for sentence in told:
-        page.say(sentence, style="yellow")
     counts = Counter(one.verdict.replace("_", " ") for record in records for one in record.comparisons)
     if not counts:
-        if told:
-            page.say("")
         return
     listed = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items(), key=lambda pair: -pair[1]))
     page.say(f"compared with the baseline: {listed}", style="bold")

@@ -8,12 +8,19 @@ from typing import Any
 
 import pytest
 
-from pytest_llmbench.core.baseline import BASELINE_VERSION, KIND, baseline_from, baseline_text, compared_metrics
+from pytest_llmbench.core.baseline import (
+    BASELINE_VERSION,
+    KIND,
+    baseline_from,
+    baseline_of,
+    baseline_text,
+    compared_metrics,
+)
 from pytest_llmbench.core.records import MetricValue
 from pytest_llmbench.core.statistics import median
 from pytest_llmbench.errors import RecordError
 from tests.unit.core.baselines import answered, loads, measured, run
-from tests.unit.factories import broken_record
+from tests.unit.factories import broken_record, cell_record
 from tests.unit.reports.hostile import HOSTILE
 
 
@@ -124,3 +131,11 @@ def test_of_a_cell_that_ran_twice_the_later_record_counts_and_another_path_is_th
     assert baseline.counterpart(moved) == baseline.cells[0]
     assert baseline.counterpart(run("b", measured("Q8_0")).cells[0]) is None
     assert baseline.counterpart(moved, {measured().nodeid}) is None  # it is still there: the other is a new one
+
+
+def test_a_baseline_is_made_to_be_committed_and_holds_no_key() -> None:
+    description = {"configuration": {"llama_cpp": {"extra_args": ["--api-key", "s3cret", "--jinja"]}}}
+    record = cell_record(settings={"extra_args": "--api-key=s3cret --jinja", "base_url": "http://me:s3cret@host"})
+    text = baseline_text(baseline_of(description, [record], "r"))
+    assert "--jinja" in text
+    assert "s3cret" not in text

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_llmbench.core.recommendations import Advice, Candidate, Figure, Recommendations
 from pytest_llmbench.core.records import CellRecord, MetricComparison, MetricValue, ModelFile, Reason, to_line
-from pytest_llmbench.reports.html_appendix import HIDDEN, redacted
+from pytest_llmbench.core.redaction import HIDDEN, redacted
 from pytest_llmbench.reports.html_report import MOST_BYTES, TEMPLATES, render, write_html
 from pytest_llmbench.reports.html_text import amount, date_words, metric_words, number, shown
 from pytest_llmbench.reports.run_data import RunData

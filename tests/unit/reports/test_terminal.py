@@ -15,7 +15,6 @@ from pytest_llmbench.reports.run_data import RunData
 from pytest_llmbench.reports.terminal import MAX_DETAILS, MAX_ROWS, render
 from tests.unit.factories import broken_record, cell_record
 from tests.unit.reports.hostile import HOSTILE
-from tests.unit.reports.runs import run_of
 
 WIDTHS = pytest.mark.parametrize("width", [40, 80, 200])
 COLOURS = pytest.mark.parametrize("colour", [False, True], ids=["plain", "colour"])
@@ -233,15 +232,6 @@ def test_what_became_worse_is_told_with_its_ratio() -> None:
     assert "two more loads would tell" not in "\n".join(lines)
     assert "two more loads would tell" in "\n".join(shown(records, 200, verbosity=1))
     assert shown(records, width=200, verbosity=-2) == [line]
-
-
-def test_that_nothing_was_compared_is_told(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"baseline": {"run_id": "then", "differences": ["changed: git commit"]}}')
-    lines = render(run_of(tmp_path, [cell_record()]), width=200, colour=False)
-    assert "the baseline, run then, has none of the cells that were measured, so nothing was compared" in lines
-    compared = cell_record(comparisons=[comparison("unchanged")])
-    lines = render(run_of(tmp_path, [compared]), width=200, colour=False)
-    assert "the baseline, run then, was made otherwise: changed: git commit" in lines
 
 
 def test_of_a_message_without_end_the_beginning_is_shown() -> None:

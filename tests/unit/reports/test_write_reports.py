@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,16 @@ def test_a_folder_that_was_moved_is_still_the_same_run(folder: Path) -> None:
     moved = folder.rename(folder.parent / "artefact")
     assert {path.name: path.read_bytes() for path in reports.write_reports(moved, reports.WRITERS)} == first
     assert RunData.read(moved).run_id == "run-1"
+
+
+def test_a_disk_that_is_full_spoils_no_earlier_report(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports.write_reports(folder, reports.WRITERS)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(_path: Path, _target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(RecordError, match="No space left on device"):
+        reports.write_reports(folder, reports.WRITERS)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
