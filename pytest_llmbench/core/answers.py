@@ -111,6 +111,8 @@ def _lacking(one: Measured, profiles: Sequence[str], required: Sequence[str]) ->
 
 def _ranked(use: UseCase, profiles: Sequence[str], found: Sequence[Measured]) -> list[Contender]:
     judged = [fitness(one, use, profiles) for one in found]
+    if use.weights.get(QUALITY) and any(one.metric(QUALITY) is not None for one in found):
+        judged = [_less_known(one, fit) for one, fit in zip(found, judged, strict=True)]
     worth = scores(found, use, profiles, [one.rating for one in judged])
     ranked: list[Contender] = []
     for mark in _MARKS:
@@ -119,6 +121,13 @@ def _ranked(use: UseCase, profiles: Sequence[str], found: Sequence[Measured]) ->
         same = [Contender(found[group[j]], judged[group[j]], worth[group[j]]) for j in order]
         ranked += _with_ties(same, use, profiles)
     return ranked
+
+
+def _less_known(one: Measured, fit: Fitness) -> Fitness:
+    """What nobody knows must not stand before what is known: of others it was found out whether they answer right."""
+    if one.metric(QUALITY) is not None or fit.mark == "✗":
+        return fit
+    return replace(fit, mark="⚠", reservations=(*fit.reservations, "its quality was not measured, that of others was"))
 
 
 def _with_ties(group: Sequence[Contender], use: UseCase, profiles: Sequence[str]) -> list[Contender]:
@@ -227,10 +236,17 @@ def _noise(found: Answer) -> list[str]:
         if like:
             metrics.setdefault(tuple(like), []).append(subject(name))
     return [
-        f"{_some([first.measured, *(others[i].measured for i in like)])} can not be told apart in {listed(names)}: "
+        f"{_indistinct(first.measured, [others[i].measured for i in like])} in {listed(names)}: "
         f"the intervals overlap, so such differences are noise"
         for like, names in metrics.items()
     ]
+
+
+def _indistinct(first: Measured, like: Sequence[Measured]) -> str:
+    """Of several only that they are like the first: two of them may well be apart from each other."""
+    if len(like) == 1:
+        return f"{called([first, *like])} can not be told apart"
+    return f"{_some(like)} can not be told apart from {first.name}"
 
 
 def _some(several: Sequence[Measured]) -> str:
@@ -285,4 +301,5 @@ def _unknown_quality(found: Answer) -> list[str]:
     unknown = [one.measured for one in found.ranked if one.measured.metric(QUALITY) is None]
     if not unknown or len(unknown) == len(found.ranked):
         return []
-    return [f"the quality of {_some(unknown)} was not measured; it counts as {100 * UNKNOWN:.0f} %"]
+    most = f"{100 * UNKNOWN:.0f} % at most"
+    return [f"the quality of {_some(unknown)} was not measured; it counts as the worst that was, and as {most}"]

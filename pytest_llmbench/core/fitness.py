@@ -22,6 +22,7 @@ GRAVE_FLAGS = (
     "leaking",
     "degrading",
     "aborted",
+    "answers_cut",
     "prompt_truncated",
     "another_model_answered",
     "server_restarted",
@@ -100,7 +101,8 @@ def _observed(one: Measured, use: UseCase, profiles: Sequence[str]) -> dict[str,
 
 
 def _miss(result: ThresholdResult) -> str:
-    short = f", short by {_percent(-result.margin_percent)}" if result.margin_percent is not None else ""
+    missed = "short" if result.side == "min" else "too much"
+    short = f", {missed} by {_percent(-result.margin_percent)}" if result.margin_percent is not None else ""
     return f"{_seen(result)} where {_wanted(result)}{short}"
 
 
@@ -129,7 +131,9 @@ def _is_tight(result: ThresholdResult) -> bool:
 
 
 def _seen(result: ThresholdResult) -> str:
-    return said(result.metric, result.observed or 0.0, result.ci_low, result.ci_high)
+    exact = result.metric in METRICS and METRICS[result.metric].exact
+    low, high = (None, None) if exact else (result.ci_low, result.ci_high)
+    return said(result.metric, result.observed or 0.0, low, high)
 
 
 def _wanted(result: ThresholdResult) -> str:

@@ -139,9 +139,9 @@ class Names:
         return text + (f" on {host[:8]}" if self._hosts else "")
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], last: str = "and") -> str:
     """``A``, ``A and B``, ``A, B and C``."""
-    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), *names[-1:]])
+    return f" {last} ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), *names[-1:]])
 
 
 def called(several: Sequence[Measured]) -> str:

@@ -88,10 +88,16 @@ def _disturbed(answers: Sequence[Answer]) -> list[str]:
 def _tied(answers: Sequence[Answer]) -> list[str]:
     steps = []
     for answer in answers:
-        if answer.best is not None and len(answer.tied) > 1:
+        if answer.best is not None and len(answer.tied) > 1 and not all(map(_has_loads, answer.tied)):
             names = called([one.measured for one in answer.tied])
             steps.append(f"to tell {names} apart, measure them with measurement.loads: 3 and min_samples: 10")
     return steps
+
+
+def _has_loads(one: Contender) -> bool:
+    """Whether some cell of it was measured over three loads: more would hardly tell what they do not."""
+    counts = [cell.sampling.get("loads") for cell in one.measured.of(tuple(one.measured.cells))]
+    return any(isinstance(count, int) and count >= 3 for count in counts)
 
 
 def _smaller(answers: Sequence[Answer]) -> list[str]:

@@ -199,7 +199,7 @@ def _loss(category: str, found: Discordance) -> str:
 
 def _whole(found: Discordance, retained_percent: float | None, baseline: str) -> str:
     if retained_percent is None:
-        said = f"answers {found.other_correct} of {found.asked} questions, {baseline} none"
+        said = f"answers {found.other_correct} of {found.asked} questions correctly, {baseline} none"
     else:
         said = f"retains {retained_percent:.0f} % of {baseline}'s score"
     return f"{said} ({_evidence(found)})"

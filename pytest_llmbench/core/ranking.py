@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_llmbench.core.measured import MEMORY, Measured
@@ -19,7 +19,7 @@ from pytest_llmbench.core.records import Rating
 from pytest_llmbench.core.use_cases import UseCase
 
 FLOOR = 0.1
-# What a metric counts as where others have it and this one was not measured: neither good nor ruinous.
+# What a metric counts as, at most, where others have it and this one was not measured.
 UNKNOWN = 0.5
 # Scores closer than this serve as well as each other: the one that takes less memory is preferred.
 ALIKE = 1.05
@@ -88,23 +88,28 @@ def scores(
 
 def normalised(name: str, values: Sequence[float | None]) -> list[float]:
     """A metric of several configurations, each from :data:`FLOOR` to 1; see the head of this module."""
+    share = _share_of(name, [value for value in values if value is not None])
+    known = [None if value is None else share(value) for value in values]
+    # Not better than what was measured: what nobody knows must not stand before what is known to be poor.
+    unknown = min([UNKNOWN, *(one for one in known if one is not None)])
+    return [unknown if one is None else one for one in known]
+
+
+def _share_of(name: str, values: Sequence[float]) -> Callable[[float], float]:
+    """How one of these values of a metric becomes a number from :data:`FLOOR` to 1."""
     lower_is_better = name in METRICS and METRICS[name].better == "lower"
     if name in SCALES:
         worst, best = SCALES[name]
-        return [
-            UNKNOWN
-            if v is None
-            else _between(math.log(v / worst) / math.log(best / worst) if v > 0 else float(lower_is_better))
-            for v in values
-        ]
+        span = math.log(best / worst)
+        return lambda v: _between(math.log(v / worst) / span if v > 0 else float(lower_is_better))
     if name in METRICS and METRICS[name].unit == "%":
-        return [UNKNOWN if v is None else _share((100 - v if lower_is_better else v) / 100) for v in values]
-    positive = [v for v in values if v is not None and v > 0]
+        return lambda v: _share((100 - v if lower_is_better else v) / 100)
+    positive = [v for v in values if v > 0]
     if lower_is_better:
         least = min(positive, default=1.0)
-        return [UNKNOWN if v is None else _share(least / v) if v > 0 else 1.0 for v in values]
+        return lambda v: _share(least / v) if v > 0 else 1.0
     most = max(positive, default=1.0)
-    return [UNKNOWN if v is None else _share(v / most) for v in values]
+    return lambda v: _share(v / most)
 
 
 def _between(share: float) -> float:

@@ -30,11 +30,20 @@ def recommend(records: Sequence[CellRecord], use_cases: Sequence[UseCase]) -> Re
     found, names = measured(records), Names(records)
     answers = [answer(use, found, records) for use in use_cases]
     return Recommendations(
-        headline=_headline(answers, found),
+        headline=" ".join(filter(None, (_regressed(records), _headline(answers, found)))),
         advice=tuple(advice(one, names) for one in answers),
         points=points(found),
         next=next_steps(answers, records),
     )
+
+
+def _regressed(records: Sequence[CellRecord]) -> str:
+    """That something is worse than before, which comes before all else; empty where nothing is."""
+    worse = [record for record in records if any(one.verdict == "regressed" for one in record.comparisons)]
+    if not worse:
+        return ""
+    compared = sum(bool(record.comparisons) for record in records)
+    return f"{len(worse)} of {compared} cells became worse than the baseline."
 
 
 def _headline(answers: Sequence[Answer], found: Sequence[Measured]) -> str:
@@ -49,7 +58,9 @@ def _headline(answers: Sequence[Answer], found: Sequence[Measured]) -> str:
     sentences += _others(main, [one for one in fit if one is not main])
     unfit = [one for one in known if one.best is None]
     if unfit and fit:
-        sentences.append(f"Nothing that was measured is fit for {listed([_lower(one.use.title) for one in unfit])}.")
+        sentences.append(
+            f"Nothing that was measured is fit for {listed([_lower(one.use.title) for one in unfit], 'or')}."
+        )
     elif unfit:
         sentences.append(f"Nothing that was measured is fit for any use: {nearest_miss(unfit[-1])}.")
     elif not known:

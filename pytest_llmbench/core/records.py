@@ -35,6 +35,7 @@ FLAGS: dict[str, str] = {
     "leaking": "the server's memory grew with every request",
     "degrading": "the server became slower while it worked",
     "loads_differ": "the numbers differ more from one load of the model to the next than within one",
+    "answers_cut": "many answers were cut off at settings.quality.output_tokens; what they lacked counts as wrong",
     "aborted": "the run was ended before its time, to keep the machine safe; the numbers are of the time until then",
     "model_reloaded": "the server loaded the model again between requests; those requests are not samples",
     "prompt_truncated": "the server did not read the whole prompt, so every number is of another prompt",

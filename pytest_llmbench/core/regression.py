@@ -330,19 +330,19 @@ def _needed(contrast: Contrast, limit_percent: float, comparisons: int, can_repe
         return f"nothing is known of its noise, so only more than {LIMITS_BEYOND_DOUBT * limit_percent:g} % counts"
     if spread is None:
         return _needed_questions(contrast, limit_percent)
+    told = f"only a change of {told_percent(spread, contrast.loads, comparisons):.0f} % or more could be told"
     if spread.source == ASSUMED_SPREAD.source:
         unknown = "with one load in each run nothing is known of how loads differ"
         if can_repeat:
             return f"{unknown}; measure both with measurement.loads: {RECOMMENDED_LOADS} or more"
-        return f"{unknown}, and only a change by {told_percent(spread, contrast.loads, comparisons):.0f} % is told"
+        return f"{unknown}, and {told}"
     differ = f"loads differ by {100 * spread.log_sd:.1f} % here"
-    if not can_repeat:
-        return f"{differ}, so a change by {told_percent(spread, contrast.loads, comparisons):.0f} % is told"
     # One more than on average, because the next loads may differ more than these.
     loads = max(needed_loads(spread, limit_percent, comparisons), min(contrast.loads)) + 1
+    if not can_repeat:
+        return f"{differ}, so {told}"
     if loads > _MANY_LOADS:
-        told = told_percent(spread, contrast.loads, comparisons)
-        return f"{differ}, so a change by {told:.0f} % is told: a quieter machine would help more than further loads"
+        return f"{differ}, so {told}: a quieter machine would help more than further loads"
     return f"{differ}; measurement.loads: {loads} in both runs should tell"
 
 

@@ -201,23 +201,20 @@ class Verdict:
     def explain(self) -> str:
         """Every threshold, one line each, under a line that counts."""
         undecided = sum(result.verdict == "inconclusive" for result in self.results)
-        headline = f"{self.subject}: {len(self.missed)} of {len(self.results)} thresholds not met"
+        counts = [f"{len(self.missed)} of {len(self.results)} thresholds not met"]
         if undecided:
-            headline += (
-                f", {undecided} inconclusive (fails by configuration)"
-                if self.inconclusive_fails
-                else (f", {undecided} inconclusive")
-            )
+            counts[0] += f", {undecided} inconclusive{' (fails by configuration)' if self.inconclusive_fails else ''}"
         if self.ended_early is not None:
-            headline += f"; {self.ended_early}"
+            counts.append(self.ended_early)
         if self.comparisons:
-            headline += f"; {len(self.worse)} of {len(self.comparisons)} metrics worse than the baseline"
+            worse = f"{len(self.worse)} of {len(self.comparisons)} metrics worse than the baseline"
+            counts.insert(0 if self.worse and not self.missed else len(counts), worse)
         ordered = sorted(self.results, key=lambda result: result not in self.missed)  # what is shown may be cut
         compared = sorted(self.comparisons, key=lambda one: one not in self.worse)
         lines = [*(explain(result) for result in ordered), *(explain_comparison(one) for one in compared)]
         if self.worse and not self.missed:
             lines = [*lines[len(ordered) :], *lines[: len(ordered)]]
-        return "\n".join([headline, *(f"  {line}" for line in lines)])
+        return "\n".join([f"{self.subject}: {'; '.join(counts)}", *(f"  {line}" for line in lines)])
 
     def check(self) -> None:
         """The one assertion of a cell.

@@ -38,6 +38,7 @@ SCORE_OF_CATEGORY = {
 }
 DETAILS_TABLE = "questions"
 SHOWN_CHARACTERS = 200
+_MANY_CUT = 0.2  # of the answers: beyond that, the score tells of a setting as much as of the model
 FAILURES_IN_A_ROW = 3
 TRIES = 3
 _WARMUP = Generation(max_tokens=16, messages=({"role": "user", "content": "Say hello."},))
@@ -227,6 +228,8 @@ def _summarise(answered: Sequence[_Answered], output_tokens: int) -> Measurement
         measurement.notes.append(
             f"{cut} of {len(answered)} answers were cut off at {output_tokens} tokens and scored as they stood"
         )
+    if cut > _MANY_CUT * len(answered):
+        measurement.flag("answers_cut")
     failures = Counter(answer.record.error for answer in answered if not answer.record.ok)
     if failures:
         reasons = ", ".join(f"{count} {code}" for code, count in failures.most_common())

@@ -48,7 +48,7 @@ def _baseline(description: object) -> str | None:
 def scores(records: Sequence[CellRecord]) -> list[str]:
     """The cost-benefit score of each configuration, best first; nothing where there is only one to compare."""
     scored = [(one.cost_benefit_score, one) for one in configurations(records) if one.cost_benefit_score is not None]
-    if len(scored) < 2:
+    if len(scored) < 2 or not any(score for score, _ in scored):
         return []
     ranked = sorted(scored, key=lambda pair: -pair[0])
     listed = ", ".join(f"{_name(one)} {score:.0f}" for score, one in ranked)

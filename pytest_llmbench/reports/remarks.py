@@ -12,8 +12,9 @@ def remarks(run: RunData) -> list[str]:
     description, records, lines = run.description, run.records, []
     selected = description.get("selected_cells")
     if isinstance(selected, int) and selected > len(records):
+        missing = selected - len(records)
         lines.append(
-            f"the run was cut short: {selected - len(records)} of {selected} cells have no record; "
+            f"the run was cut short: {missing} of {selected} cells {'has' if missing == 1 else 'have'} no record; "
             f"--llmbench-resume {run.run_id} finishes them"
         )
     resumptions = description.get("resumed")

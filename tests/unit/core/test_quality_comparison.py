@@ -71,7 +71,9 @@ class TestSentences:
     def test_a_baseline_without_a_correct_answer_has_no_share(self) -> None:
         found = compare(cell("Q8_0", set(range(8)), n=8), cell("Q4_K_M", set(range(7)), n=8))
         assert found.retained_percent is None
-        assert found.sentence == "Q4_K_M answers 1 of 8 questions, Q8_0 none (no evidence of difference, n = 8)"
+        assert (
+            found.sentence == "Q4_K_M answers 1 of 8 questions correctly, Q8_0 none (no evidence of difference, n = 8)"
+        )
 
 
 class TestNumbers:

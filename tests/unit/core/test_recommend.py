@@ -7,7 +7,7 @@ import pytest
 from pytest_llmbench.core.measured import MEMORY, QUALITY
 from pytest_llmbench.core.recommend import recommend, use_cases_of
 from pytest_llmbench.core.recommendations import Recommendations
-from pytest_llmbench.core.records import CellRecord, MemoryRecord, Reason
+from pytest_llmbench.core.records import CellRecord, MemoryRecord, MetricComparison, Reason
 from pytest_llmbench.core.use_cases import UseCase
 from tests.unit.core.recommend_cases import GB, cell, named, of, places, too_large, unmeasured, value
 
@@ -145,6 +145,15 @@ def test_what_a_use_requires_decides_whatever_the_limits_of_the_profile_are() ->
     assert "is wanted (min_decode_tokens_per_second), short by 33 %" in " ".join(advice.ranked[1].reasons)
 
 
+def test_what_is_too_much_is_not_said_to_be_short_and_what_is_exact_has_no_interval() -> None:
+    use = UseCase("small", "Small", ("interactive",), {"ttft_seconds": 1}, {"max_peak_memory_gb": 4})
+    record = chat("Q4", peak_memory_gb=5)
+    memory = record.metrics["peak_memory_gb"].model_copy(update={"ci_low": 5.0, "ci_high": 5.0})
+    record = record.model_copy(update={"metrics": {**record.metrics, "peak_memory_gb": memory}})
+    (said,) = recommend([record], [use]).advice[0].ranked[0].reasons[-1:]
+    assert said == "5 GB of memory where at most 4 GB is wanted (max_peak_memory_gb), too much by 25 %"
+
+
 def test_what_a_use_requires_and_nobody_measured_leaves_no_candidate() -> None:
     use = UseCase("right", "Right", ("interactive",), {"ttft_seconds": 1}, {"min_recall_percent": 50})
     advice = recommend([chat("Q4")], [use]).advice[0]
@@ -186,6 +195,19 @@ def test_differences_within_the_intervals_are_called_noise() -> None:
     assert "to tell m Q5 and Q4 apart, measure them with measurement.loads: 3 and min_samples: 10" in answer.next
 
 
+def test_of_several_only_what_the_first_is_like_is_called_noise() -> None:
+    """Q4 and Q8 overlap with the wide interval of the first, and are well apart from each other."""
+    wide = chat("Q5", 20.5)
+    rate = wide.metrics["decode_tokens_per_second"].model_copy(update={"ci_low": 5, "ci_high": 40})
+    wide = wide.model_copy(update={"metrics": {**wide.metrics, "decode_tokens_per_second": rate}})
+    use = UseCase("fast", "Fast", ("interactive",), {"decode_tokens_per_second": 1})
+    advice = recommend([wide, chat("Q4", 18), chat("Q8", 10)], [use]).advice[0]
+    said = (
+        "m Q4 and Q8 can not be told apart from m Q5 in tokens/s: the intervals overlap, so such differences are noise"
+    )
+    assert said in advice.remarks
+
+
 def test_without_intervals_nothing_is_called_noise() -> None:
     bare = [
         one.model_copy(
@@ -202,7 +224,9 @@ def test_without_intervals_nothing_is_called_noise() -> None:
 def test_quality_that_is_known_of_some_counts_as_half_for_the_others_and_it_is_said() -> None:
     advice = of(found(chat("Q4"), exam("Q4", 80), chat("Q8", 22)), "interactive")
     assert [one[1] for one in places(advice)] == ["m Q4", "m Q8"]
-    assert "the quality of m Q8 was not measured; it counts as 50 %" in advice.remarks
+    assert (
+        "the quality of m Q8 was not measured; it counts as the worst that was, and as 50 % at most" in advice.remarks
+    )
 
 
 def test_overall_rests_on_all_that_was_measured() -> None:
@@ -308,3 +332,26 @@ def test_a_users_use_case_is_answered_by_its_own_weights() -> None:
     assert [one[1] for one in places(of(answer, "snappy"))] == ["m Q8", "m Q4"]
     assert [one[1] for one in places(of(answer, "interactive"))] == ["m Q4", "m Q8"]
     assert named(of(answer, "snappy"), "m Q8").figures[0].metric == "ttft_seconds"
+
+
+def test_what_became_worse_stands_first() -> None:
+    worse = MetricComparison(
+        metric="decode_tokens_per_second",
+        old=80.0,
+        new=40.0,
+        ratio=0.5,
+        ci_low=0.4,
+        ci_high=0.6,
+        p_value=0.001,
+        limit_percent=5.0,
+        verdict="regressed",
+        message="50 % worse",
+    )
+    record = chat("Q4").model_copy(update={"comparisons": [worse]})
+    assert found(record, chat("Q8")).headline.startswith("1 of 1 cells became worse than the baseline. ")
+    assert not found(chat("Q4")).headline.startswith("1 of")
+
+
+def test_quality_that_nobody_measured_does_not_stand_before_one_that_is_known_to_be_poor() -> None:
+    advice = of(found(chat("Q4", 30), exam("Q4", 4), chat("Q8", 20)), "interactive")
+    assert [one[1] for one in places(advice)] == ["m Q4", "m Q8"]

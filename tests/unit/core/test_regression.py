@@ -291,9 +291,13 @@ def test_of_loads(old: tuple[float, ...], new: tuple[float, ...], message: str) 
 
 def test_a_profile_of_one_load_is_told_what_can_be_told() -> None:
     found = contrast("document_seconds", steady(2.0), steady(2.2))
-    assert judge(found, 5, found.p_value, can_repeat=False).message.endswith("and only a change by 40 % is told")
+    assert judge(found, 5, found.p_value, can_repeat=False).message.endswith(
+        "and only a change of 40 % or more could be told"
+    )
     found = contrast("document_seconds", steady(2.0), steady(2.2), Spread(0.05, 11, "12 stored runs"))
-    assert judge(found, 5, found.p_value, can_repeat=False).message.endswith("so a change by 17 % is told")
+    assert judge(found, 5, found.p_value, can_repeat=False).message.endswith(
+        "so only a change of 17 % or more could be told"
+    )
 
 
 def test_of_answers_and_values() -> None:

@@ -264,6 +264,7 @@ class TestAnswers:
         assert rows(measurement)["q1"]["correct"] is True
         assert rows(measurement)["q2"]["correct"] is False
         assert "2 of 4 answers were cut off at 256 tokens and scored as they stood" in measurement.notes
+        assert "answers_cut" in measurement.flags
 
     def test_are_scored_without_reasoning(self, bench: Bench) -> None:
         bench.quiz.answers = {"What is 1?": Said("2", reasoning="surely 1"), "What is 2?": Said("2", reasoning="is 1")}
