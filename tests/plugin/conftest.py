@@ -8,6 +8,10 @@ from collections.abc import Iterator
 # pytester forgets modules that a run inside this process was the first to import. Some of these do not survive a second
 # import; the others would be imported again by each run (that of hypothesis, by its own plugin, takes 150 ms).
 import hypothesis  # noqa: F401
+import matplotlib.axes
+import matplotlib.backends.backend_svg
+import matplotlib.figure
+import matplotlib.ticker  # noqa: F401
 import numpy  # noqa: F401, ICN001
 import ollama  # noqa: F401
 import pytest
