@@ -44,7 +44,11 @@ def test_a_closed_terminal_ends_the_run_in_order(bench: Bench, workers: tuple[st
     bench.write_configuration()
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "pytest", "suites/", "--junitxml=junit.xml", "--llmbench-no-blocking", *workers]
-    child = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    # Where these tests run under nohup, the signal would be ignored, and that is inherited.
+    child = (
+        "import fcntl, os, signal, sys, termios; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", child, *command],
         cwd=bench.path,
