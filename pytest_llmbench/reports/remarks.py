@@ -23,10 +23,10 @@ def remarks(run: RunData) -> list[str]:
         if differences and isinstance(differences, list):
             changes = "; ".join(map(str, differences))
             lines.append(f"resumed at {resumed.get('at')} with another configuration, so cells differ in: {changes}")
-    return lines + about_the_baseline(run)
+    return lines + _about_the_baseline(run)
 
 
-def about_the_baseline(run: RunData) -> list[str]:
+def _about_the_baseline(run: RunData) -> list[str]:
     """That it has none of the cells, and in what its run was made otherwise."""
     baseline = run.description.get("baseline")
     if not isinstance(baseline, Mapping):

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytest_llmbench.core.records import CellRecord, MetricValue, ModelFile, Reason, ServerInfo, ThresholdResult
+from pytest_llmbench.core.records import (
+    CellRecord,
+    MetricComparison,
+    MetricValue,
+    ModelFile,
+    Reason,
+    ServerInfo,
+    ThresholdResult,
+)
 
 
 def cell_record(**changes: Any) -> CellRecord:
@@ -55,3 +63,20 @@ def broken_record(message: str, **changes: Any) -> CellRecord:
     return cell_record(
         status="error", reason=reason, metrics={}, thresholds=[], rating=None, interpretation=None, **changes
     )
+
+
+def metric_comparison(**changes: Any) -> MetricComparison:
+    """A metric that became worse by 25 %; ``changes`` replace fields."""
+    fields: dict[str, Any] = {
+        "metric": "ttft_seconds",
+        "old": 0.1,
+        "new": 0.125,
+        "ratio": 1.25,
+        "ci_low": 1.2,
+        "ci_high": 1.3,
+        "p_value": 0.001,
+        "limit_percent": 5.0,
+        "verdict": "regressed",
+        "message": "25 % slower",
+    }
+    return MetricComparison(**{**fields, **changes})

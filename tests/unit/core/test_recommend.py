@@ -7,9 +7,10 @@ import pytest
 from pytest_llmbench.core.measured import MEMORY, QUALITY
 from pytest_llmbench.core.recommend import recommend, use_cases_of
 from pytest_llmbench.core.recommendations import Recommendations
-from pytest_llmbench.core.records import CellRecord, MemoryRecord, MetricComparison, Reason
+from pytest_llmbench.core.records import CellRecord, MemoryRecord, Reason
 from pytest_llmbench.core.use_cases import UseCase
 from tests.unit.core.recommend_cases import GB, cell, named, of, places, too_large, unmeasured, value
+from tests.unit.factories import metric_comparison
 
 USES = use_cases_of({})
 
@@ -335,18 +336,7 @@ def test_a_users_use_case_is_answered_by_its_own_weights() -> None:
 
 
 def test_what_became_worse_stands_first() -> None:
-    worse = MetricComparison(
-        metric="decode_tokens_per_second",
-        old=80.0,
-        new=40.0,
-        ratio=0.5,
-        ci_low=0.4,
-        ci_high=0.6,
-        p_value=0.001,
-        limit_percent=5.0,
-        verdict="regressed",
-        message="50 % worse",
-    )
+    worse = metric_comparison()
     record = chat("Q4").model_copy(update={"comparisons": [worse]})
     assert found(record, chat("Q8")).headline.startswith("1 of 1 cells became worse than the baseline. ")
     assert not found(chat("Q4")).headline.startswith("1 of")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmbench.core.metrics import METRICS
-from pytest_llmbench.core.records import MetricComparison, MetricValue, ThresholdResult
+from pytest_llmbench.core.records import MetricValue, ThresholdResult
 from pytest_llmbench.core.thresholds import (
     Limit,
     UnusableThreshold,
@@ -23,6 +23,7 @@ from pytest_llmbench.core.thresholds import (
 )
 from pytest_llmbench.core.yaml_source import parse_yaml
 from pytest_llmbench.errors import ThresholdFailure
+from tests.unit.factories import metric_comparison
 
 EMITTED = ("decode_tokens_per_second", "ttft_seconds", "variance_percent")
 Side = Literal["min", "max"]
@@ -280,18 +281,7 @@ def test_an_undecided_threshold_fails_by_configuration() -> None:
 
 
 def test_what_only_became_worse_says_that_first() -> None:
-    worse = MetricComparison(
-        metric="ttft_seconds",
-        old=1,
-        new=2,
-        ratio=2,
-        ci_low=1.5,
-        ci_high=2.5,
-        p_value=0.01,
-        limit_percent=5,
-        verdict="regressed",
-        message="worse",
-    )
+    worse = metric_comparison()
     verdict = Verdict("m-Q4_1", (_judge(2, "max", 1.5, 1.25, 1.75),), comparisons=(worse,))
     assert verdict.explain().splitlines()[0] == (
         "m-Q4_1: 1 of 1 metrics worse than the baseline; 0 of 1 thresholds not met"

@@ -15,7 +15,6 @@ from pytest_llmbench.core.recommendations import Advice, Candidate, Figure, Poin
 from pytest_llmbench.core.records import (
     CellRecord,
     MemoryRecord,
-    MetricComparison,
     MetricValue,
     ModelFile,
     Reason,
@@ -24,7 +23,7 @@ from pytest_llmbench.core.records import (
 from pytest_llmbench.reports import json_report
 from pytest_llmbench.reports.json_report import MAX_TEXT, schema, write_json
 from pytest_llmbench.reports.run_data import RunData
-from tests.unit.factories import broken_record, cell_record
+from tests.unit.factories import broken_record, cell_record, metric_comparison
 from tests.unit.reports.hostile import HOSTILE
 from tests.unit.reports.runs import run_of
 
@@ -65,18 +64,7 @@ def strict(path: Path) -> dict[str, Any]:
 
 def full_record() -> CellRecord:
     """Everything that a cell can have."""
-    comparison = MetricComparison(
-        metric="ttft_seconds",
-        old=0.1,
-        new=0.125,
-        ratio=1.25,
-        ci_low=1.2,
-        ci_high=1.3,
-        p_value=0.001,
-        limit_percent=5,
-        verdict="regressed",
-        message="25 % slower",
-    )
+    comparison = metric_comparison()
     return cell_record(
         status="failed",
         reason=Reason(code="below_threshold", message="no", evidence={"a": 1, "b": None, "c": "x", "d": True}),

@@ -10,9 +10,9 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from pytest_llmbench.core.records import CellRecord, MemoryRecord, MetricComparison, ModelFile, Reason
+from pytest_llmbench.core.records import CellRecord, MemoryRecord, ModelFile, Reason
 from pytest_llmbench.reports.markdown import write_markdown
-from tests.unit.factories import broken_record, cell_record
+from tests.unit.factories import broken_record, cell_record, metric_comparison
 from tests.unit.reports.hostile import HOSTILE
 from tests.unit.reports.runs import run_of
 
@@ -131,18 +131,7 @@ def test_a_large_run_still_fits_a_comment_and_shows_trouble_first(tmp_path: Path
 
 
 def test_what_became_worse_stands_before_all_else_that_was_compared(tmp_path: Path) -> None:
-    one = MetricComparison(
-        metric="ttft_seconds",
-        old=1,
-        new=1,
-        ratio=1,
-        ci_low=None,
-        ci_high=None,
-        p_value=None,
-        limit_percent=5,
-        verdict="unchanged",
-        message="as before",
-    )
+    one = metric_comparison(verdict="unchanged", message="as before")
     worse = one.model_copy(update={"verdict": "regressed", "message": "50 % slower"})
     markdown = written(tmp_path, cell_record(comparisons=[one]), cell_record(comparisons=[worse]))
     assert "1 regressed, 1 unchanged." in markdown
